@@ -1,0 +1,1 @@
+"""Write-through persistence for python-telegram-bot: every document is one JSON row."""

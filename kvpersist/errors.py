@@ -1,0 +1,113 @@
+"""Every error that kvpersist raises, in one tree.
+
+::
+
+    KVPersistError
+    ├── ConfigurationError        an argument that cannot work (also a ValueError)
+    ├── DocumentError             one row, and the path inside it
+    │   ├── EncodeError           a value that cannot be stored exactly
+    │   └── DecodeError           a stored row that cannot be read
+    └── StoreError                the store as a whole
+        ├── OpenError             it cannot be opened
+        │   ├── StoreInUseError   another bot has it open
+        │   ├── NotAStoreError    the file is not one of kvpersist's
+        │   └── NewerSchemaError  a newer kvpersist has written it
+        ├── ReadError             rows could not be read
+        └── WriteError            rows could not be written; they are kept and tried again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_SHOWN_KEYS = 10
+
+
+class KVPersistError(Exception):
+    """The base of every exception that kvpersist raises."""
+
+
+class ConfigurationError(KVPersistError, ValueError):
+    """An argument that cannot work; raised by constructors, before any file is touched."""
+
+
+class DocumentError(KVPersistError):
+    """One document is at fault.
+
+    Attributes:
+        reason: What was found and what to do about it.
+        key: The row, for example ``chat/5``; empty while the codec, which knows no keys, raises it.
+        path: The place inside the document, for example ``["cart"][2]``; empty for the whole of it.
+    """
+
+    def __init__(self, reason: str, *, key: str = "", path: str = "") -> None:
+        super().__init__(reason, key, path)
+        self.reason = reason
+        self.key = key
+        self.path = path
+
+    @property
+    def scope(self) -> str:
+        """What the row holds: ``chat``, ``user``, ``bot``, ``callback`` or ``conversation``."""
+        return self.key.partition("/")[0]
+
+    def __str__(self) -> str:
+        place = " → ".join(part for part in (self.key, self.path) if part)
+        return f"{place}: {self.reason}" if place else self.reason
+
+
+class EncodeError(DocumentError):
+    """A value that cannot be stored so that it comes back the same.
+
+    Raised by the ``update_*`` calls for the one document concerned. Its row stays as it was.
+    """
+
+
+class DecodeError(DocumentError):
+    """A row that cannot be read. Raised by the ``get_*`` and ``refresh_*`` calls."""
+
+
+class StoreError(KVPersistError):
+    """A store could not do what it was asked. Engines raise its subclasses."""
+
+
+class OpenError(StoreError):
+    """A store cannot be opened: no such folder, no permission, a directory, a broken file."""
+
+
+class StoreInUseError(OpenError):
+    """Another bot has this store open; two would overwrite each other."""
+
+
+class NotAStoreError(OpenError):
+    """The file belongs to another program. It was left as it is."""
+
+
+class NewerSchemaError(OpenError):
+    """A newer kvpersist has written this store. It was left as it is."""
+
+
+class ReadError(StoreError):
+    """Rows could not be read; this says nothing about whether they exist."""
+
+
+class WriteError(StoreError):
+    """Rows could not be written.
+
+    Raised by the ``update_*`` and ``drop_*`` calls and by ``flush``, which names all rows that are
+    waiting. When one of those raises it the values are kept: they are tried again after a while,
+    with the next write and by ``flush``, unless a newer value of the same row takes their place.
+
+    Attributes:
+        keys: The rows, in no particular order.
+    """
+
+    def __init__(self, reason: str, *, keys: Iterable[str] = ()) -> None:
+        self.keys = tuple(keys)
+        super().__init__(reason, self.keys)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.keys[:_SHOWN_KEYS])
+        more = len(self.keys) - _SHOWN_KEYS
+        return f"{shown}{f' and {more} more' if more > 0 else ''}: {self.reason}"

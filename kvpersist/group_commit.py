@@ -1,0 +1,212 @@
+"""Group commit: all writes that are waiting at one moment share one transaction.
+
+DeWitt et al., "Implementation techniques for main memory database systems" (SIGMOD 1984), section 5:
+while one commit is on its way to the disk, the writes that arrive form the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Final
+
+from kvpersist.errors import WriteError
+from kvpersist.stores.store import Store
+
+_LOGGER = logging.getLogger("kvpersist")
+
+FIRST_RETRY_DELAY: Final = 1.0
+"""Seconds between a refused write and the first time it is tried again by itself."""
+LAST_RETRY_DELAY: Final = 60.0
+"""Seconds that the growing delay between two tries does not exceed."""
+
+
+class GroupCommit:
+    """Writes rows to a store, many writes a transaction, and keeps those that the store refused.
+
+    It remembers a digest of each row that it knows the store to hold, so that a row which has not
+    changed costs nothing.
+
+    Notes:
+        All calls must come from the thread of a running event loop. When the loop changes (an
+        `Application` that is initialised again), what the old one left behind is written by the
+        new one.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: dict[str, bytes | None] = {}
+        self._in_flight: dict[str, bytes | None] = {}
+        self._known: dict[str, tuple[bytes, ...]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next_commit: asyncio.Future[Exception | None] | None = None
+        self._committer: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_delay = FIRST_RETRY_DELAY
+
+    def is_pending(self, key: str) -> bool:
+        """Whether a value of this row is waiting or on its way, so that the store is behind."""
+        return key in self._pending or key in self._in_flight
+
+    def remember(self, key: str, *texts: bytes) -> None:
+        """Note that the store holds this row, as one of `texts`, which mean the same value."""
+        self._known[key] = tuple(map(_digest, dict.fromkeys(texts)))
+
+    def forget(self, key: str) -> None:
+        """Note that the store does not hold this row, as far as is known."""
+        self._known.pop(key, None)
+
+    def known(self, key: str) -> tuple[bytes, ...]:
+        """Return a token for what the store is known to hold; it differs after every change."""
+        return self._known.get(key, ())
+
+    def holds(self, key: str, text: bytes) -> bool:
+        """Whether the store is known to hold this row with this value, last this class heard."""
+        return _digest(text) in self._known.get(key, ())
+
+    async def write(self, changes: Mapping[str, bytes | None]) -> None:
+        """Write rows; None removes one. When this returns they are durable.
+
+        Rows that the store is known to hold already are left out. Any number of calls may wait at
+        the same time; of two values for one row the later call's is the one that lasts. A caller
+        that is cancelled gives up waiting, not the write.
+
+        Raises:
+            WriteError: The store refused. The rows are kept and will be tried again.
+        """
+        self._move_to_running_loop()
+        changed = {
+            key: text
+            for key, text in changes.items()
+            if text is None or self.is_pending(key) or not self.holds(key, text)
+        }
+        if not changed:
+            return
+        self._pending.update(changed)
+        if (error := await self._join_next_commit()) is not None:
+            raise WriteError(_kept(error), keys=changed) from error
+
+    async def flush(self) -> None:
+        """Write everything that is waiting.
+
+        Raises:
+            WriteError: With all rows that could not be written. They are kept.
+        """
+        self._move_to_running_loop()
+        while self._pending or self._in_flight:
+            if (error := await self._join_next_commit()) is not None:
+                raise WriteError(_kept(error), keys=self._pending) from error
+
+    async def close(self) -> None:
+        """Write everything that is waiting, then close the store, even if that write failed.
+
+        Raises:
+            WriteError: As `flush` does. The rows are kept; a later `write` or `flush` opens the
+                store again.
+        """
+        try:
+            await self.flush()
+        finally:
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
+            await self._store.close()
+
+    def _move_to_running_loop(self) -> None:
+        """Take over what an event loop left that ended without `close`.
+
+        Whether its last commit reached the store is unknown; writing it again is harmless.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        self._loop = loop
+        self._next_commit = self._committer = self._retry = None
+        self._keep_in_flight()
+
+    def _join_next_commit(self) -> asyncio.Future[Exception | None]:
+        """Return what becomes of the commit that begins next, with all that is waiting then."""
+        loop = asyncio.get_running_loop()
+        if self._next_commit is None:
+            self._next_commit = loop.create_future()
+        if self._committer is None:
+            self._committer = loop.create_task(self._commit_all(), name="kvpersist:commit")
+        # Shielded, because cancelling one of those who wait must not cancel the others.
+        return asyncio.shield(self._next_commit)
+
+    async def _commit_all(self) -> None:
+        try:
+            while self._next_commit is not None:
+                done, self._next_commit = self._next_commit, None
+                try:
+                    error = await self._commit_pending()
+                except BaseException:
+                    done.cancel()
+                    raise
+                done.set_result(error)
+        finally:
+            if self._next_commit is not None:
+                self._next_commit.cancel()
+            self._next_commit = self._committer = None
+
+    async def _commit_pending(self) -> Exception | None:
+        """Write what is pending; return why it was refused, or None."""
+        self._in_flight, self._pending = self._pending, {}
+        try:
+            if self._in_flight:
+                await self._store.open()
+                await self._store.apply(self._in_flight)
+        except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing may be lost
+            self._keep_in_flight()
+            self._retry_later(error)
+            return error
+        except BaseException:
+            self._keep_in_flight()
+            raise
+        self._note_committed()
+        return None
+
+    def _keep_in_flight(self) -> None:
+        """Put back what was not committed; what came in since is newer and stays."""
+        self._pending = {**self._in_flight, **self._pending}
+        self._in_flight = {}
+
+    def _note_committed(self) -> None:
+        for key, text in self._in_flight.items():
+            if text is None:
+                self.forget(key)
+            else:
+                self.remember(key, text)
+        self._in_flight = {}
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+            _LOGGER.info("writing works again")
+        self._retry_delay = FIRST_RETRY_DELAY
+
+    def _retry_later(self, error: Exception) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        _LOGGER.warning(
+            "%d rows could not be written and are kept, next try in %g s: %s",
+            len(self._pending),
+            self._retry_delay,
+            error,
+        )
+        loop = asyncio.get_running_loop()
+        self._retry = loop.call_later(self._retry_delay, self._try_again)
+        self._retry_delay = min(2 * self._retry_delay, LAST_RETRY_DELAY)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._join_next_commit()
+
+
+def _kept(error: Exception) -> str:
+    return f"not written, but kept and tried again: {error}"
+
+
+def _digest(text: bytes) -> bytes:
+    return blake2b(text, digest_size=16).digest()

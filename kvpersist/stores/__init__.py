@@ -1,0 +1,1 @@
+"""Storage engines: one protocol, one module per engine."""

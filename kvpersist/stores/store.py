@@ -1,0 +1,53 @@
+"""What a storage engine must do. See :mod:`kvpersist.testing` for the suite that checks one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+Row: TypeAlias = tuple[str, bytes]
+"""A key and its value: one JSON document, as UTF-8."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """An ordered map of keys to JSON texts that survives the process.
+
+    One owner calls it, from one event loop at a time; after `close` it may be opened again, also on
+    another loop. `read` and `scan` may run while `apply` does; two `apply` never overlap.
+    """
+
+    async def open(self) -> None:
+        """Get ready to read and write. Does nothing on a store that is open.
+
+        Raises:
+            OpenError: With the reason; nothing is left behind: no connection, thread or lock.
+        """
+
+    async def close(self) -> None:
+        """Give everything back: connections, threads, locks. Does nothing on a closed store."""
+
+    async def read(self, keys: Collection[str]) -> dict[str, bytes]:
+        """Return the values of those of `keys` that exist.
+
+        Raises:
+            ReadError: The store could not answer.
+        """
+
+    def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
+        """Yield all rows whose key begins with `prefix`, ordered by key, in pages of bounded size.
+
+        Keys are ordered by their code points. Rows that change meanwhile may show either value.
+
+        Raises:
+            ReadError: The store could not answer.
+        """
+
+    async def apply(self, changes: Mapping[str, bytes | None]) -> None:
+        """Write all of `changes` or none; None removes the row. Durable when this returns.
+
+        Cancelling it leaves all of the changes or none of them.
+
+        Raises:
+            WriteError: Nothing was written.
+        """
