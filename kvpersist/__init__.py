@@ -1,1 +1,37 @@
 """Write-through persistence for python-telegram-bot: every document is one JSON row."""
+
+from kvpersist.errors import (
+    ConfigurationError,
+    DecodeError,
+    DocumentError,
+    EncodeError,
+    KVPersistError,
+    NewerSchemaError,
+    NotAStoreError,
+    OpenError,
+    ReadError,
+    StoreError,
+    StoreInUseError,
+    WriteError,
+)
+from kvpersist.persistence import KVPersistence
+from kvpersist.stores import MemoryStore, SqliteStore, Store
+
+__all__ = [
+    "ConfigurationError",
+    "DecodeError",
+    "DocumentError",
+    "EncodeError",
+    "KVPersistError",
+    "KVPersistence",
+    "MemoryStore",
+    "NewerSchemaError",
+    "NotAStoreError",
+    "OpenError",
+    "ReadError",
+    "SqliteStore",
+    "Store",
+    "StoreError",
+    "StoreInUseError",
+    "WriteError",
+]

@@ -8,11 +8,14 @@ refused: nothing is ever changed without a word.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
 
 import orjson
 
 from kvpersist.errors import DecodeError, EncodeError
+
+T = TypeVar("T")
 
 _TUPLE: Final = "$tuple"
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
@@ -49,6 +52,40 @@ class Codec:
         except orjson.JSONDecodeError as error:
             raise DecodeError(f"not valid JSON ({error}); mend or delete the row") from error
         return _from_json(value, ()) if b'"$' in text else value
+
+    def encode_document(self, document: object, kind: type) -> bytes:
+        """Return a whole document, an instance of its context type `kind`, as JSON.
+
+        Raises:
+            EncodeError: As `encode` does; also when `document` is not exactly of type `kind`, or
+                is of a class that `decode_document` could not build.
+        """
+        if type(document) is not kind or not isinstance(document, dict):
+            found = f"{type(document).__module__}.{type(document).__qualname__}"
+            raise EncodeError(
+                f"cannot store a {found} as a document; use dict, or a subclass of it"
+            )
+        if getattr(document, "__dict__", None):
+            raise EncodeError(
+                f"attributes of a dict subclass cannot be stored ({', '.join(vars(document))}); "
+                "keep them as items"
+            )
+        return self.encode(dict(document))
+
+    def decode_document(self, text: bytes, kind: Callable[[], T]) -> T:
+        """Return the document that `encode_document` made `text` from, as a `kind`.
+
+        Raises:
+            DecodeError: As `decode` does; also when `text` is not an object.
+        """
+        value = self.decode(text)
+        if type(value) is not dict:
+            raise DecodeError(f"a document is an object, this is {value!r:.40}; mend or delete it")
+        if kind is dict:
+            return value  # type: ignore[return-value]
+        document = kind()
+        cast("dict[str, Any]", document).update(value)
+        return document
 
 
 _Path = tuple[object, ...]

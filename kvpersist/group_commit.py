@@ -1,7 +1,7 @@
 """Group commit: all writes that are waiting at one moment share one transaction.
 
-DeWitt et al., "Implementation techniques for main memory database systems" (SIGMOD 1984), section 5:
-while one commit is on its way to the disk, the writes that arrive form the next one.
+While one commit is on its way to the disk, the writes that arrive form the next one: DeWitt et al.,
+"Implementation Techniques for Main Memory Database Systems" (SIGMOD 1984), section 5.
 """
 
 from __future__ import annotations

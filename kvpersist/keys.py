@@ -71,4 +71,6 @@ def conversation_prefix(name: str) -> str:
 
 
 def _escape(name: str) -> str:
-    return _RESERVED.sub(lambda found: quote(found[0].encode("utf-8", "surrogatepass"), safe=""), name)
+    return _RESERVED.sub(
+        lambda found: quote(found[0].encode("utf-8", "surrogatepass"), safe=""), name
+    )

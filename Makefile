@@ -1,0 +1,41 @@
+# The contributor's whole interface; continuous integration calls the same targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TESTS ?= tests
+# pip older than 25.1 knows no dependency groups.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: check test demo clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade "pip>=25.1" "build>=1.2"
+
+# The wheel, not the source folder, is what is tested and shown.
+$(VENV)/installed: $(BIN)/python pyproject.toml README.md $(shell find kvpersist -name '*.py')
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist .
+	$(PIP) install --upgrade --group check "$$(ls dist/*.whl)[demo]"
+	$(PIP) install --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+## Format, lint and types.
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy kvpersist tests examples
+
+## All tests, on the installed wheel, with branch coverage.
+test: $(VENV)/installed
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+## The message logger, killed and restarted.
+demo: $(VENV)/installed
+	$(BIN)/python examples/tour.py
+
+clean:
+	rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,407 @@
+"""The persistence that python-telegram-bot plugs in: which document each of its calls means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Collection, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from os import PathLike, fspath
+from typing import Any, TypeAlias, TypeVar, cast, overload
+
+from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
+
+from kvpersist import keys
+from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
+from kvpersist.codec import Codec
+from kvpersist.errors import ConfigurationError, DecodeError, DocumentError, EncodeError, WriteError
+from kvpersist.group_commit import GroupCommit
+from kvpersist.stores import Row, SqliteStore, Store
+
+UD = TypeVar("UD")
+CD = TypeVar("CD")
+BD = TypeVar("BD")
+D = TypeVar("D")
+ConversationKey: TypeAlias = tuple[int | str, ...]
+ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
+
+_LOGGER = logging.getLogger("kvpersist")
+
+
+class KVPersistence(BasePersistence[UD, CD, BD]):
+    """Keeps a bot's data as one JSON row a document, written through.
+
+    ::
+
+        app = Application.builder().token(TOKEN).persistence(KVPersistence("bot.db")).build()
+
+    PTB calls the methods; a bot has no need to. None of them may be called from two event loops at
+    the same time. The store is opened by the first call and closed by `flush`.
+
+    Args:
+        store: The path of a SQLite file, or a `Store`.
+        store_data: Which kinds of data are kept, all by default. What is off is neither read nor
+            written; rows that are there already stay as they are. Conversations are kept for every
+            handler that says ``persistent=True``.
+        update_interval: Seconds between two runs in which PTB hands over what changed. More than 0,
+            because at 0 PTB keeps a processor core busy with nothing else.
+        context_types: What is given to ``ApplicationBuilder.context_types``, if anything: custom
+            ``user_data``, ``chat_data`` and ``bot_data`` come back as instances of their classes.
+        types: The bot's own classes that documents may contain.
+
+    Raises:
+        ConfigurationError: An argument cannot work. No file was touched.
+    """
+
+    @overload
+    def __init__(
+        self: KVPersistence[dict[Any, Any], dict[Any, Any], dict[Any, Any]],
+        store: str | PathLike[str] | Store,
+        *,
+        store_data: PersistenceInput | None = None,
+        update_interval: float = 1.0,
+        context_types: None = None,
+        types: Collection[type] = (),
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        store: str | PathLike[str] | Store,
+        *,
+        store_data: PersistenceInput | None = None,
+        update_interval: float = 1.0,
+        context_types: ContextTypes[Any, UD, CD, BD],
+        types: Collection[type] = (),
+    ) -> None: ...
+
+    def __init__(
+        self,
+        store: str | PathLike[str] | Store,
+        *,
+        store_data: PersistenceInput | None = None,
+        update_interval: float = 1.0,
+        context_types: ContextTypes[Any, UD, CD, BD] | None = None,
+        types: Collection[type] = (),
+    ) -> None:
+        if not update_interval > 0:
+            raise ConfigurationError(
+                f"update_interval must be more than 0 seconds, not {update_interval!r}: at 0 "
+                "python-telegram-bot keeps a processor core busy; 0.1 is short enough"
+            )
+        super().__init__(store_data=store_data, update_interval=update_interval)
+        self.store: Store = _store(store)
+        self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
+        self._codec = Codec(tuple(types))
+        self._commits = GroupCommit(self.store)
+        self._keyboards: KeyboardDocuments | None = None
+
+    async def get_user_data(self) -> dict[int, UD]:
+        """Return the stored ``user_data`` of all users.
+
+        `Application.initialize` calls it, before any update is handled.
+
+        Raises:
+            OpenError: The store cannot be opened, or another bot has it open.
+            ReadError: The store could not be read.
+            DecodeError: A row cannot be read. None is skipped, so the bot does not start.
+            WriteError: What an earlier run of this object could not write still cannot be written.
+        """
+        if not self.store_data.user_data:
+            return {}
+        return await self._load("user", self.context_types.user_data)
+
+    async def get_chat_data(self) -> dict[int, CD]:
+        """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
+        if not self.store_data.chat_data:
+            return {}
+        return await self._load("chat", self.context_types.chat_data)
+
+    async def get_bot_data(self) -> BD:
+        """Return the stored ``bot_data``, or a new instance of its class where there is none.
+
+        Called, and raises, as `get_user_data`.
+        """
+        if not self.store_data.bot_data:
+            return self.context_types.bot_data()
+        async with self._reading():
+            text = (await self.store.read([keys.BOT])).get(keys.BOT)
+            if text is None:
+                self._commits.forget(keys.BOT)
+                return self.context_types.bot_data()
+            return self._take_document(keys.BOT, text, self.context_types.bot_data)
+
+    async def get_callback_data(self) -> CallbackData | None:
+        """Return the stored callback-data cache, in the order in which it was handed over.
+
+        Called, and raises, as `get_user_data`, if the bot has ``arbitrary_callback_data``. None
+        where nothing is stored.
+        """
+        if not self.store_data.callback_data:
+            return None
+        documents: dict[str, Document] = {}
+        async with self._reading():
+            async for key, text in self._rows(keys.CALLBACK):
+                document = self._decode(key, text)
+                if not is_keyboard(document):
+                    raise DecodeError(
+                        "not a keyboard of kvpersist; mend or delete the row", key=key
+                    )
+                documents[keys.keyboard_id(key)] = document
+                self._commits.remember(key, text)
+        self._keyboards = KeyboardDocuments()
+        data = self._keyboards.join(documents)
+        return data if documents else None
+
+    async def get_conversations(self, name: str) -> ConversationDict:
+        """Return the stored state of each conversation of the handler `name`.
+
+        `Application.initialize` calls it for each persistent `ConversationHandler`, nested ones
+        too; `Application.add_handler` does for one that is added later. Raises as `get_user_data`.
+        """
+        prefix = keys.conversation_prefix(name)
+        conversations: ConversationDict = {}
+        async with self._reading():
+            async for key, text in self._rows(prefix):
+                conversations[self._conversation(prefix, key)] = self._decode(key, text)
+                self._commits.remember(key, text)
+        return conversations
+
+    async def update_user_data(self, user_id: int, data: UD) -> None:
+        """Write ``user_data`` of one user, if it changed. When this returns it is durable.
+
+        PTB calls it with a deep copy, every `update_interval` and at shutdown, for each user of
+        whom a handler or job finished since, also if it raised or changed nothing.
+
+        Raises:
+            EncodeError: A value cannot be stored exactly. The stored row stays as it was.
+            WriteError: The store refused. The value is kept and tried again.
+        """
+        if self.store_data.user_data:
+            key = keys.document_key("user", user_id)
+            await self._update(key, data, self.context_types.user_data)
+
+    async def update_chat_data(self, chat_id: int, data: CD) -> None:
+        """Write ``chat_data`` of one chat. Called, and raises, as `update_user_data`."""
+        if self.store_data.chat_data:
+            key = keys.document_key("chat", chat_id)
+            await self._update(key, data, self.context_types.chat_data)
+
+    async def update_bot_data(self, data: BD) -> None:
+        """Write ``bot_data``, if it changed. When this returns it is durable.
+
+        PTB calls it in every run, changed or not. Raises as `update_user_data`.
+        """
+        if self.store_data.bot_data:
+            await self._update(keys.BOT, data, self.context_types.bot_data)
+
+    async def update_callback_data(self, data: CallbackData) -> None:
+        """Write the keyboards that changed, remove those that are gone.
+
+        PTB calls it in every run, changed or not. When this returns all of it is durable. A
+        keyboard with data that cannot be stored keeps its old row; all the others are written.
+
+        Raises:
+            EncodeError: For the first keyboard that cannot be stored.
+            WriteError: The store refused. The rows are kept and tried again.
+        """
+        if not self.store_data.callback_data:
+            return
+        if self._keyboards is None:
+            await self.get_callback_data()
+        changes: dict[str, bytes | None] = {}
+        refused: list[EncodeError] = []
+        for keyboard, document in cast("KeyboardDocuments", self._keyboards).split(data).items():
+            key = keys.keyboard_key(keyboard)
+            try:
+                changes[key] = None if document is None else self._encode(key, document)
+            except EncodeError as error:
+                refused.append(error)
+        await self._commits.write(changes)
+        if refused:
+            raise refused[0]
+
+    async def update_conversation(
+        self, name: str, key: ConversationKey, new_state: object | None
+    ) -> None:
+        """Write the state of one conversation; None, for one that has ended, removes its row.
+
+        PTB calls it by keyword, every `update_interval` and at shutdown, for each conversation that
+        took a step since. While a handler with ``block=False`` works it hands over the old state.
+        When this returns the state is durable. Raises as `update_user_data`.
+        """
+        row = self._conversation_row(name, key)
+        await self._commits.write(
+            {row: None if new_state is None else self._encode(row, new_state)}
+        )
+
+    async def drop_user_data(self, user_id: int) -> None:
+        """Remove the row of one user. When this returns it is gone, durably.
+
+        PTB calls it in its next run after `Application.drop_user_data`.
+
+        Raises:
+            WriteError: The store refused. The removal is kept and tried again.
+        """
+        if self.store_data.user_data:
+            await self._commits.write({keys.document_key("user", user_id): None})
+
+    async def drop_chat_data(self, chat_id: int) -> None:
+        """Remove the row of one chat. As `drop_user_data`; `migrate_chat_data` leads here too."""
+        if self.store_data.chat_data:
+            await self._commits.write({keys.document_key("chat", chat_id): None})
+
+    async def refresh_user_data(self, user_id: int, user_data: UD) -> None:
+        """Take over into `user_data` what another program wrote into its row meanwhile.
+
+        PTB calls it before the handlers of every update and job. Nothing happens while memory holds
+        anything that the store does not: then memory wins, and is written in PTB's next run.
+
+        Raises:
+            ReadError: The store could not be read. PTB does not run the handlers then.
+            DecodeError: The other program wrote what cannot be read. Likewise.
+
+        Notes:
+            What another handler of the same user, still at work, holds of the inner values of
+            `user_data` is no part of it any more after another program's write was taken over.
+        """
+        if self.store_data.user_data:
+            key = keys.document_key("user", user_id)
+            await self._refresh(key, user_data, self.context_types.user_data)
+
+    async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
+        """Take over what another program wrote of one chat. As `refresh_user_data`."""
+        if self.store_data.chat_data:
+            key = keys.document_key("chat", chat_id)
+            await self._refresh(key, chat_data, self.context_types.chat_data)
+
+    async def refresh_bot_data(self, bot_data: BD) -> None:
+        """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
+        if self.store_data.bot_data:
+            await self._refresh(keys.BOT, bot_data, self.context_types.bot_data)
+
+    async def flush(self) -> None:
+        """Write everything that is waiting, then close the store.
+
+        `Application.shutdown` calls it last. The next call of any method opens the store again, on
+        the event loop that is running then.
+
+        Raises:
+            WriteError: With all rows that could not be written. They are kept, the store is closed
+                all the same; a second `flush` tries again.
+        """
+        await self._commits.close()
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[None]:
+        """Have the store open and up to date; close it if the start fails, for PTB will not."""
+        try:
+            await self.store.open()
+            await self._commits.flush()
+            yield
+        except BaseException:
+            with suppress(WriteError):
+                await self._commits.close()
+            raise
+
+    async def _rows(self, prefix: str) -> AsyncIterator[Row]:
+        async for page in self.store.scan(prefix):
+            for row in page:
+                yield row
+
+    async def _load(self, scope: keys.Scope, kind: type[D]) -> dict[int, D]:
+        documents: dict[int, D] = {}
+        async with self._reading():
+            async for key, text in self._rows(f"{scope}/"):
+                documents[keys.document_id(scope, key)] = self._take_document(key, text, kind)
+        return documents
+
+    def _take_document(self, key: str, text: bytes, kind: type[D]) -> D:
+        """Return the document in a row, and note that memory and the store agree about it."""
+        with _naming(key):
+            document = self._codec.decode_document(text, kind)
+        # Another program may have written the same value in another way, with spaces for example.
+        self._commits.remember(key, text, self._encode_document(key, document, kind))
+        return document
+
+    async def _update(self, key: str, document: object, kind: type) -> None:
+        await self._commits.write({key: self._encode_document(key, document, kind)})
+
+    async def _refresh(self, key: str, document: D, kind: type[D]) -> None:
+        known = self._commits.known(key)
+        await self.store.open()
+        text = (await self.store.read([key])).get(key)
+        if self._commits.is_pending(key) or self._commits.known(key) != known:
+            return  # a write of ours has overtaken the read
+        if (text is None and not known) or (text is not None and self._commits.holds(key, text)):
+            return
+        # From here on nothing awaits, so that no handler can change the document in between.
+        if self._is_changed(key, document, kind):
+            _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
+            return
+        self._commits.forget(key)
+        _replace(document, kind() if text is None else self._take_document(key, text, kind))
+
+    def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
+        """Whether memory holds something that the store, as far as is known, does not."""
+        try:
+            text = self._encode_document(key, document, kind)
+        except EncodeError:
+            return True
+        if self._commits.known(key):
+            return not self._commits.holds(key, text)
+        return text != self._encode_document(key, kind(), kind)
+
+    def _encode_document(self, key: str, document: object, kind: type) -> bytes:
+        with _naming(key):
+            return self._codec.encode_document(document, kind)
+
+    def _encode(self, key: str, value: object) -> bytes:
+        with _naming(key):
+            return self._codec.encode(value)
+
+    def _decode(self, key: str, text: bytes) -> Any:
+        with _naming(key):
+            return self._codec.decode(text)
+
+    def _conversation_row(self, name: str, key: ConversationKey) -> str:
+        prefix = keys.conversation_prefix(name)
+        return prefix + self._encode(f"{prefix}{key!r}", list(key)).decode()
+
+    def _conversation(self, prefix: str, row: str) -> ConversationKey:
+        text = row[len(prefix) :].encode()
+        key = self._decode(row, text)
+        if type(key) is not list or self._encode(row, key) != text:
+            raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
+        return tuple(key)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Give the codec's errors, which know the path inside a document, the row that it is."""
+    try:
+        yield
+    except DocumentError as error:
+        error.key = key
+        raise
+
+
+def _replace(document: object, new: object) -> None:
+    """Make `document`, which PTB holds, equal to `new`."""
+    content = cast("dict[Any, Any]", document)
+    content.clear()
+    content.update(cast("dict[Any, Any]", new))
+
+
+def _store(store: str | PathLike[str] | Store) -> Store:
+    if isinstance(store, Store):
+        return store
+    path = fspath(store)
+    if "://" in path:
+        raise ConfigurationError(
+            f"no store for {path.partition('://')[0]} URLs; give a file's path"
+        )
+    if path == ":memory:":
+        raise ConfigurationError(
+            "a database in memory keeps nothing; say MemoryStore() if you mean it"
+        )
+    return SqliteStore(path)

@@ -1,0 +1,197 @@
+"""Opening a kvpersist file: whose it is, that nobody else has it, its schema. All of it blocks."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from kvpersist.errors import NewerSchemaError, NotAStoreError, OpenError, StoreInUseError
+
+APPLICATION_ID: Final = int.from_bytes(b"kvps", "big")
+"""Tells kvpersist's files from all others (https://sqlite.org/fileformat2.html#application_id)."""
+
+SCHEMA_VERSION: Final = 1
+"""The ``user_version`` of the files that this code writes."""
+
+_SCHEMA: Final = f"""
+    BEGIN EXCLUSIVE;
+    CREATE TABLE documents (
+        key TEXT NOT NULL PRIMARY KEY,
+        value TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL
+    );
+    PRAGMA application_id = {APPLICATION_ID};
+    PRAGMA user_version = {SCHEMA_VERSION};
+    COMMIT;
+"""
+
+
+class _FileConnection(sqlite3.Connection):
+    """A connection that owns its file, and whose ``executemany`` is a transaction of its own.
+
+    aiosqlite hands every call to its thread separately. BEGIN, the rows and COMMIT in one call cost
+    one hop instead of four, and a caller that is cancelled in between leaves no transaction open.
+    """
+
+    _ownership: sqlite3.Connection
+
+    def own(self, ownership: sqlite3.Connection) -> None:
+        """Take `ownership`, which is given up when this connection is closed, and not before."""
+        self._ownership = ownership
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
+        """Run the statements in `sql`, separated by ``;``, each with its own rows of parameters."""
+        with self:
+            cursor = self.execute("BEGIN IMMEDIATE")
+            for statement, rows in zip(sql.split(";"), parameters, strict=True):
+                if rows:
+                    cursor.executemany(statement, rows)
+        return cursor
+
+    def close(self) -> None:
+        """Truncate the write-ahead log if nobody is reading, close, let others have the file."""
+        # A log that cannot be moved now (disk full) is as durable as the file; the next start will.
+        with suppress(sqlite3.Error):
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        super().close()
+        self._ownership.close()
+
+
+def open_file(name: str, busy_timeout: float) -> sqlite3.Connection:
+    """Open the kvpersist file `name`, or make it one when it does not exist or has 0 bytes.
+
+    `busy_timeout` is in seconds. Raises what `SqliteStore.open` says.
+    """
+    try:
+        path = Path(os.path.realpath(name))
+        _check_place(path)
+        # Twice: a file that is not ours gets no lock beside it, and what was seen before the lock
+        # was there may have changed.
+        _is_new(path, busy_timeout)
+        ownership = _take_ownership(path)
+        try:
+            return _connect(path, ownership, busy_timeout, is_new=_is_new(path, busy_timeout))
+        except BaseException:
+            ownership.close()
+            raise
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise OpenError(f"{name} cannot be opened: {error}") from error
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise OpenError(f"{path} is a directory; name a file in it, for example {path / 'bot.db'}")
+    if not path.parent.is_dir():
+        raise OpenError(f"the folder {path.parent} does not exist; make it first")
+    # The folder too, because SQLite keeps the write-ahead log beside the file.
+    for place in filter(os.path.exists, (path.parent, path)):
+        if not os.access(place, os.R_OK | os.W_OK):
+            raise OpenError(f"no permission to read and write {place}; whose is it, and who runs?")
+
+
+def _is_new(path: Path, busy_timeout: float) -> bool:
+    """Return whether there is no database at `path` yet; raise if there is one of others."""
+    if not path.exists():
+        return True
+    try:
+        with closing(_connect_to_look(path, busy_timeout)) as connection:
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            objects = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+    except sqlite3.DatabaseError as error:
+        if "not a database" in str(error):
+            raise NotAStoreError(f"{path} is not a SQLite file; name another file") from error
+        raise
+    if pages == 0:
+        return True
+    if application_id != APPLICATION_ID:
+        raise NotAStoreError(f"{path} is another program's SQLite file; name another file")
+    if version > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"{path} has schema {version}, this kvpersist knows {SCHEMA_VERSION}; update kvpersist"
+        )
+    if ("table", "documents") not in objects:
+        raise OpenError(f"{path} has no table documents; restore it from a backup")
+    return False
+
+
+def _connect_to_look(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    """Connect in the way that leaves the file, and what lies beside it, as they are.
+
+    Another program's last commits may be in its write-ahead log alone; a hot journal can only be
+    rolled back by a connection that may write (https://sqlite.org/lockingv3.html#hot_journals).
+    """
+    if Path(f"{path}-journal").exists():
+        mode = "mode=rw"
+    elif Path(f"{path}-wal").exists():
+        mode = "mode=ro"
+    else:
+        mode = "immutable=1"
+    return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=busy_timeout)
+
+
+def _take_ownership(path: Path) -> sqlite3.Connection:
+    """Lock the file beside the database for as long as the returned connection is open.
+
+    SQLite locks it as the platform does best; the kernel lets go of it when the process dies. It is
+    a file of its own because a lock on the database would keep readers out.
+    """
+    lock = Path(f"{path}-lock")
+    _create_private(lock)
+    connection = sqlite3.connect(lock, timeout=0, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = MEMORY")  # or it would leave a journal behind
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if "locked" not in str(error):
+            raise
+        raise StoreInUseError(
+            f"another bot has {path} open, in this process or another; stop it first, or give each "
+            "bot a file of its own"
+        ) from error
+    return connection
+
+
+def _connect(
+    path: Path, ownership: sqlite3.Connection, busy_timeout: float, *, is_new: bool
+) -> sqlite3.Connection:
+    if is_new:
+        _create_private(path)
+    connection = sqlite3.connect(
+        path, timeout=busy_timeout, isolation_level=None, factory=_FileConnection
+    )
+    connection.own(ownership)
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        if is_new:
+            # Before the write-ahead log: or the application_id might so far be in the log alone.
+            connection.executescript(_SCHEMA)
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise OpenError(f"{path} lies on a file system without write-ahead logs ({mode})")
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        sqlite3.Connection.close(connection)
+        raise
+    return connection
+
+
+def _create_private(path: Path) -> None:
+    """Create an empty file that its owner alone may read; SQLite gives -wal and -shm its mode."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        if path.stat().st_size == 0:
+            path.chmod(0o600)
+        return
+    try:
+        os.fchmod(descriptor, 0o600)  # whatever the umask took away
+    finally:
+        os.close(descriptor)

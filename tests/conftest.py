@@ -1,0 +1,42 @@
+"""What every test has: nothing may block the event loop, and nothing may be left behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "kvpersist",
+    deadline=None,  # time never decides a test
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("kvpersist")
+
+
+@pytest.fixture(autouse=True)
+def blockbuster() -> Iterator[BlockBuster]:
+    """Fail a test whose event loop is blocked by a call of kvpersist's."""
+    with blockbuster_ctx("kvpersist") as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a thread or an open file."""
+    threads, files = set(threading.enumerate()), _open_files()
+    yield
+    gc.collect()
+    assert set(threading.enumerate()) <= threads
+    assert _open_files() <= files
+
+
+def _open_files() -> set[str]:
+    folder = Path("/proc/self/fd")
+    links = (str(descriptor.readlink()) for descriptor in folder.iterdir() if descriptor.exists())
+    return {link for link in links if ".db" in link}
