@@ -108,6 +108,8 @@ class WriteError(StoreError):
         self.reason = reason
 
     def __str__(self) -> str:
+        if not self.keys:
+            return self.reason
         shown = ", ".join(self.keys[:_SHOWN_KEYS])
         more = len(self.keys) - _SHOWN_KEYS
         return f"{shown}{f' and {more} more' if more > 0 else ''}: {self.reason}"

@@ -109,9 +109,7 @@ class GroupCommit:
         try:
             await self.flush()
         finally:
-            if self._retry is not None:
-                self._retry.cancel()
-                self._retry = None
+            self._cancel_retry()
             await self._store.close()
 
     def _move_to_running_loop(self) -> None:
@@ -180,24 +178,28 @@ class GroupCommit:
             else:
                 self.remember(key, text)
         self._in_flight = {}
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        if self._retry_delay > FIRST_RETRY_DELAY:
             _LOGGER.info("writing works again")
-        self._retry_delay = FIRST_RETRY_DELAY
+            self._cancel_retry()
+            self._retry_delay = FIRST_RETRY_DELAY
 
     def _retry_later(self, error: Exception) -> None:
         if self._retry is not None:
-            self._retry.cancel()
+            return
         _LOGGER.warning(
-            "%d rows could not be written and are kept, next try in %g s: %s",
-            len(self._pending),
+            "could not write, next try in %g s, rows that are kept: %d: %s",
             self._retry_delay,
+            len(self._pending),
             error,
         )
         loop = asyncio.get_running_loop()
         self._retry = loop.call_later(self._retry_delay, self._try_again)
         self._retry_delay = min(2 * self._retry_delay, LAST_RETRY_DELAY)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _try_again(self) -> None:
         self._retry = None

@@ -80,11 +80,9 @@ class SqliteStore:
             NewerSchemaError: A newer kvpersist has written the file. It was left as it is.
             OpenError: No such folder, no permission, a directory, a damaged file.
         """
-        if self._connection is not None:
-            return
-        async with self._lifecycle():
-            if self._connection is None:
-                self._connection = await _connect(partial(open_file, self.path, self._busy_timeout))
+        if self._connection is None:
+            # Shielded: a caller that gives up must not leave a connection that nobody knows.
+            await asyncio.shield(self._open())
 
     async def close(self) -> None:
         """Move the write-ahead log into the file, close it and let others have it.
@@ -137,6 +135,11 @@ class SqliteStore:
         except (sqlite3.Error, ValueError) as error:
             raise WriteError(f"{self.path}: {error}", keys=changes) from error
 
+    async def _open(self) -> None:
+        async with self._lifecycle():
+            if self._connection is None:
+                self._connection = await _connect(self.path, self._busy_timeout)
+
     async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Row]:
         try:
             return list(await self._opened().execute_fetchall(sql, parameters))  # type: ignore[arg-type]
@@ -156,22 +159,36 @@ class SqliteStore:
         return self._lock
 
 
-async def _connect(connector: Callable[[], sqlite3.Connection]) -> aiosqlite.Connection:
-    """Open a connection whose thread does not keep a process alive that forgets to close it.
+async def _connect(path: str, busy_timeout: float) -> aiosqlite.Connection:
+    """Open the file in a thread, and return a connection that does not keep the process alive.
 
-    aiosqlite's thread is none of a daemon's, and Python waits for such threads before it exits. But
-    a thread is a daemon when the thread that creates it is one, so a short-lived one does.
+    aiosqlite's own thread is no daemon, and Python waits for such threads before it exits, so a bot
+    that dies before `flush` would hang. But a thread is a daemon when the one that creates it is:
     https://docs.python.org/3/library/threading.html#threading.Thread.daemon
     """
     loop = asyncio.get_running_loop()
-    created: asyncio.Future[aiosqlite.Connection] = loop.create_future()
+    opening: asyncio.Future[aiosqlite.Connection] = loop.create_future()
 
-    def create() -> None:
-        connection = aiosqlite.Connection(connector, iter_chunk_size=_PAGE_ROWS)
-        loop.call_soon_threadsafe(created.set_result, connection)
+    def tell(outcome: Callable[[], None]) -> bool:
+        """Call `outcome` on the loop, unless that has ended, so that nobody waits any more."""
+        try:
+            loop.call_soon_threadsafe(lambda: None if opening.done() else outcome())
+        except RuntimeError:
+            return False
+        return True
 
-    threading.Thread(target=create, name="kvpersist:open", daemon=True).start()
-    return await (await created)
+    def run() -> None:
+        try:
+            opened = open_file(path, busy_timeout)
+        except Exception as error:  # noqa: BLE001  whatever it is, somebody is waiting for it
+            tell(partial(opening.set_exception, error))
+            return
+        connection = aiosqlite.Connection(lambda: opened, iter_chunk_size=_PAGE_ROWS)
+        if not tell(partial(opening.set_result, connection)):
+            opened.close()
+
+    threading.Thread(target=run, name="kvpersist:open", daemon=True).start()
+    return await (await opening)
 
 
 def _after(prefix: str) -> str | bytes:

@@ -30,6 +30,8 @@ _SCHEMA: Final = f"""
     COMMIT;
 """
 
+_WAL: Final = "PRAGMA journal_mode = WAL"
+
 
 class _FileConnection(sqlite3.Connection):
     """A connection that owns its file, and whose ``executemany`` is a transaction of its own.
@@ -144,7 +146,7 @@ def _take_ownership(path: Path) -> sqlite3.Connection:
     """
     lock = Path(f"{path}-lock")
     _create_private(lock)
-    connection = sqlite3.connect(lock, timeout=0, isolation_level=None)
+    connection = sqlite3.connect(lock, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = MEMORY")  # or it would leave a journal behind
         connection.execute("BEGIN EXCLUSIVE")
@@ -165,7 +167,11 @@ def _connect(
     if is_new:
         _create_private(path)
     connection = sqlite3.connect(
-        path, timeout=busy_timeout, isolation_level=None, factory=_FileConnection
+        path,
+        timeout=busy_timeout,
+        isolation_level=None,
+        factory=_FileConnection,
+        check_same_thread=False,  # opened by one thread, used by aiosqlite's
     )
     connection.own(ownership)
     try:
@@ -173,7 +179,7 @@ def _connect(
         if is_new:
             # Before the write-ahead log: or the application_id might so far be in the log alone.
             connection.executescript(_SCHEMA)
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        (mode,) = connection.execute(_WAL).fetchone()
         if mode != "wal":
             raise OpenError(f"{path} lies on a file system without write-ahead logs ({mode})")
         connection.execute("PRAGMA synchronous = FULL")

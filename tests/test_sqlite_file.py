@@ -1,0 +1,404 @@
+"""The file: what is in it, who may read it, and that files of others stay as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kvpersist import (
+    KVPersistence,
+    KVPersistError,
+    NewerSchemaError,
+    NotAStoreError,
+    OpenError,
+    SqliteStore,
+    StoreInUseError,
+)
+
+APPLICATION_ID = 0x6B767073
+DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.fixture
+def bot_db(tmp_path: Path) -> Path:
+    """A path where no file is yet."""
+    return tmp_path / "bot.db"
+
+
+@pytest.fixture(params=[0o000, 0o077, 0o777], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The process's umask: open to all, usual for servers, and absurd."""
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder, byte for byte."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, with Python's own warnings shown."""
+    command = [sys.executable, "-W", "default", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_a_document_is_one_row_of_json_text(bot_db: Path) -> None:
+    """Any SQLite tool reads the rows, also with JSON functions, while the bot runs."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(-5, {"name": "Ünï", "cart": [1, 2.5, None]})
+    await persistence.update_chat_data(-5, {"name": "Anna", "cart": [1, 2.5, None]})
+    await persistence.update_conversation(name="a/b", key=(1, "x"), new_state="PHOTO")
+    with closing(sqlite3.connect(bot_db)) as reader:
+        columns = [column[1:3] for column in reader.execute("PRAGMA table_info(documents)")]
+        rows = reader.execute("SELECT key, value, typeof(value), version FROM documents").fetchall()
+        (name,) = reader.execute(
+            "SELECT json_extract(value, '$.name') FROM documents WHERE key = 'chat/-5'"
+        ).fetchone()
+        (age,) = reader.execute(
+            "SELECT unixepoch('subsec') * 1000 - updated_at FROM documents WHERE key = 'chat/-5'"
+            if sqlite3.sqlite_version_info >= (3, 42)
+            else "SELECT strftime('%s') * 1000 - updated_at FROM documents WHERE key = 'chat/-5'"
+        ).fetchone()
+    await persistence.flush()
+    assert columns == [
+        ("key", "TEXT"),
+        ("value", "TEXT"),
+        ("version", "INTEGER"),
+        ("updated_at", "INTEGER"),
+    ]
+    assert rows == [
+        ("chat/-5", '{"name":"Anna","cart":[1,2.5,null]}', "text", 2),
+        ('conversation/a%2Fb/[1,"x"]', '"PHOTO"', "text", 1),
+    ]
+    assert name == "Anna"
+    assert abs(age) < 60_000
+
+
+async def test_the_file_says_whose_it_is(bot_db: Path) -> None:
+    """application_id and the schema number are in the file itself, not in the log alone."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    header = bot_db.read_bytes()[:100]
+    await store.close()
+    assert int.from_bytes(header[68:72], "big") == APPLICATION_ID
+    assert int.from_bytes(header[60:64], "big") == 1
+
+
+async def test_commits_are_durable(bot_db: Path) -> None:
+    """The connection writes ahead and waits for the disk at every commit."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    connection = store._opened()
+    (mode,), (synchronous,) = [
+        *await connection.execute_fetchall("PRAGMA journal_mode"),
+        *await connection.execute_fetchall("PRAGMA synchronous"),
+    ]
+    await store.close()
+    assert (mode, synchronous) == ("wal", 2)
+
+
+@pytest.mark.usefixtures("umask")
+async def test_only_the_owner_may_read_the_file(bot_db: Path) -> None:
+    """The database, its log, its index and its lock have mode 0600 whatever the umask."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"bot": b"{}"})
+    modes = {path.name: path.stat().st_mode & 0o777 for path in bot_db.parent.iterdir()}
+    await store.close()
+    assert modes == dict.fromkeys(["bot.db", "bot.db-wal", "bot.db-shm", "bot.db-lock"], 0o600)
+
+
+async def test_a_mode_that_the_owner_chose_is_kept(bot_db: Path) -> None:
+    """Whoever opens an existing database to a group meant it."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+    bot_db.chmod(0o640)
+    await store.open()
+    await store.close()
+    assert bot_db.stat().st_mode & 0o777 == 0o640
+
+
+async def test_a_clean_close_leaves_one_file_and_its_lock(bot_db: Path) -> None:
+    """All rows are in the database file; the log is gone."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"bot": b"{}"})
+    await store.close()
+    assert set(content(bot_db.parent)) == {"bot.db", "bot.db-lock"}
+
+
+async def test_a_reader_does_not_stop_the_close(bot_db: Path) -> None:
+    """With another program reading an old state the log stays, and nothing is lost."""
+    store = SqliteStore(bot_db, busy_timeout=0)
+    await store.open()
+    await store.apply({"bot": b"1"})
+    with closing(sqlite3.connect(bot_db, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM documents").fetchall()
+        await store.apply({"bot": b"2"})
+        await store.close()
+        assert (bot_db.parent / "bot.db-wal").stat().st_size > 0
+    await store.open()
+    assert await store.read(["bot"]) == {"bot": b"2"}
+    await store.close()
+
+
+async def test_an_empty_file_is_a_new_database(bot_db: Path) -> None:
+    """A file of 0 bytes, made with touch perhaps, becomes the bot's, and private."""
+    bot_db.touch(mode=0o644)
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"bot": b"{}"})
+    await store.close()
+    assert bot_db.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_bot_killed_while_it_creates_the_file_starts_again(bot_db: Path) -> None:
+    """A creation that was cut off is rolled back by the next start."""
+    killed = run(
+        "import sqlite3; from kvpersist.stores import sqlite_file as f\n"
+        f"path = f.Path({str(bot_db)!r})\n"
+        "f._create_private(path); c = sqlite3.connect(path, isolation_level=None)\n"
+        "c.execute('PRAGMA cache_size = 1'); c.execute('PRAGMA cache_spill = 1')\n"
+        "c.executescript(f._SCHEMA.replace('COMMIT;', ''))\n"
+        "c.execute('CREATE TABLE filler (x)')\n"
+        "c.executemany('INSERT INTO filler VALUES (?)', [('x' * 4000,)] * 500)\n" + DIE
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert bot_db.stat().st_size > 0
+    assert (bot_db.parent / "bot.db-journal").exists()
+    started = run(
+        "import asyncio; from kvpersist import SqliteStore\n"
+        "async def main():\n"
+        f"    store = SqliteStore({str(bot_db)!r})\n"
+        "    await store.open(); await store.apply({'bot': b'{}'}); await store.close()\n"
+        "asyncio.run(main())"
+    )
+    assert (started.returncode, started.stderr) == (0, "")
+
+
+def not_sqlite(path: Path) -> None:
+    """Make a file that is no database."""
+    path.write_bytes(b"chat,text\n1,hello\n" * 500)
+
+
+def foreign(path: Path) -> None:
+    """Make another application's database."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE documents (id, body)")
+
+
+def foreign_with_log(path: Path) -> None:
+    """Make another application's database whose last commits are in its write-ahead log alone."""
+    killed = run(
+        f"import sqlite3; c = sqlite3.connect({str(path)!r})\n"
+        "c.execute('PRAGMA journal_mode = WAL'); c.execute('CREATE TABLE t (x)'); c.commit()\n"
+        + DIE
+    )
+    assert killed.returncode == -9
+
+
+def newer(path: Path) -> None:
+    """Make a database of a kvpersist to come."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=2")
+        connection.execute("CREATE TABLE documents (key, anything)")
+
+
+def without_table(path: Path) -> None:
+    """Make a database of kvpersist's from which somebody dropped the table."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=1")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (not_sqlite, NotAStoreError, "not a SQLite file"),
+        (foreign, NotAStoreError, "another program's"),
+        (foreign_with_log, NotAStoreError, "another program's"),
+        (newer, NewerSchemaError, "schema 2"),
+        (without_table, OpenError, "no table documents"),
+    ],
+)
+async def test_files_of_others_are_refused_and_left_alone(
+    bot_db: Path, make: object, error: type[KVPersistError], words: str
+) -> None:
+    """The error names the file and what it is; every byte stays, nothing is put beside it."""
+    assert callable(make)
+    make(bot_db)
+    before = content(bot_db.parent)
+    with pytest.raises(error, match=words) as caught:
+        await KVPersistence(bot_db).get_user_data()
+    after = content(bot_db.parent)
+    before.pop("bot.db-shm", None)  # the log's index is memory that readers share
+    after.pop("bot.db-shm", None)
+    assert str(bot_db) in str(caught.value)
+    assert after == before
+
+
+async def test_a_directory_is_refused(tmp_path: Path) -> None:
+    """The error says that it is a directory and what to name instead."""
+    with pytest.raises(OpenError, match="is a directory.*bot.db"):
+        await SqliteStore(tmp_path).open()
+
+
+async def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    """No folder is made by guessing; the error names the one that is missing."""
+    with pytest.raises(OpenError, match=f"folder {tmp_path / 'data'} does not exist"):
+        await SqliteStore(tmp_path / "data" / "bot.db").open()
+
+
+async def test_an_impossible_path_is_refused() -> None:
+    """What the system cannot open is an error of ours too."""
+    with pytest.raises(OpenError, match="null"):
+        await SqliteStore("bot\0.db").open()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_missing_permission_is_told(tmp_path: Path, what: str) -> None:
+    """An error of ours names the file or folder that may not be written."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "bot.db").touch()
+    for parent in [folder, *folder.parents[:-1]]:
+        parent.chmod(parent.stat().st_mode | 0o755)
+    (folder / "bot.db").chmod(0o444 if what == "file" else 0o666)
+    folder.chmod(0o777 if what == "file" else 0o555)
+    told = run(
+        "import asyncio, os; from kvpersist import SqliteStore, OpenError\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        f"try: asyncio.run(SqliteStore({str(folder / 'bot.db')!r}).open())\n"
+        "except OpenError as error: print(error)"
+    )
+    expected = folder / "bot.db" if what == "file" else folder
+    assert f"no permission to read and write {expected};" in told.stdout, told.stderr
+
+
+async def test_a_file_system_without_write_ahead_logs_is_refused(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the log the promises would not hold."""
+    monkeypatch.setattr("kvpersist.stores.sqlite_file._WAL", "PRAGMA journal_mode = DELETE")
+    with pytest.raises(OpenError, match="without write-ahead logs"):
+        await SqliteStore(bot_db).open()
+
+
+async def test_a_damaged_header_is_an_error_of_ours(bot_db: Path) -> None:
+    """A file that SQLite cannot read is told as such, and nothing stays open."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+    data = bytearray(bot_db.read_bytes())
+    data[100:4096] = b"\xff" * 3996
+    bot_db.write_bytes(data)
+    with pytest.raises(OpenError, match="cannot be opened: .*malformed"):
+        await store.open()
+    assert bot_db.read_bytes() == data
+
+
+class TestOneOwner:
+    """Two bots on one file would overwrite each other."""
+
+    async def test_a_second_bot_is_refused_at_once(self, bot_db: Path) -> None:
+        """The error names the file and says what to do; the first bot is not disturbed."""
+        first, second = KVPersistence(bot_db), KVPersistence(bot_db)
+        await first.get_user_data()
+        with pytest.raises(StoreInUseError, match="another bot has .*bot.db open.*stop it"):
+            await second.get_user_data()
+        await first.update_user_data(5, {"n": 1})
+        await first.flush()
+        assert await second.get_user_data() == {5: {"n": 1}}
+        await second.flush()
+
+    async def test_another_name_of_the_file_is_the_same_file(self, bot_db: Path) -> None:
+        """A symlink or a relative path does not deceive it."""
+        link = bot_db.parent / "link.db"
+        link.symlink_to(bot_db)
+        store = SqliteStore(bot_db)
+        await store.open()
+        for name in (link, os.path.relpath(bot_db)):
+            with pytest.raises(StoreInUseError):
+                await SqliteStore(name).open()
+        await store.close()
+
+    async def test_another_process_is_refused_until_it_is_killed(self, bot_db: Path) -> None:
+        """No stale lock: right after the first was SIGKILLed the second may start."""
+        code = (
+            "import asyncio; from kvpersist import KVPersistence\n"
+            f"persistence = KVPersistence({str(bot_db)!r})\n"
+            "async def main():\n"
+            "    await persistence.update_bot_data({'n': 1})\n"
+            "    print('open', flush=True); input()\n"
+            "asyncio.run(main())"
+        )
+        command = [sys.executable, "-c", code]
+        with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as first:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "open\n"
+            persistence = KVPersistence(bot_db)
+            with pytest.raises(StoreInUseError):
+                await persistence.get_bot_data()
+            with closing(sqlite3.connect(bot_db)) as reader:
+                assert reader.execute("SELECT value FROM documents").fetchall() == [('{"n":1}',)]
+            first.kill()
+            first.wait()
+        assert await persistence.get_bot_data() == {"n": 1}
+        await persistence.flush()
+
+    async def test_a_lock_that_cannot_be_made_is_no_other_owner(self, bot_db: Path) -> None:
+        """What stands in the lock's place is told as what it is."""
+        (bot_db.parent / "bot.db-lock").mkdir()
+        with pytest.raises(OpenError, match="cannot be opened") as caught:
+            await SqliteStore(bot_db).open()
+        assert not isinstance(caught.value, StoreInUseError)
+
+
+class TestForgottenClose:
+    """A bot that dies before flush."""
+
+    BOT = (
+        "import asyncio, threading; from kvpersist import KVPersistence\n"
+        "persistence = KVPersistence({path!r})\n"
+        "async def main():\n"
+        "    await persistence.update_bot_data({{'n': 1}})\n"
+        "{end}\n"
+        "asyncio.run(main())"
+    )
+
+    @pytest.mark.parametrize(
+        ("end", "code"), [("", 0), ("    raise SystemExit(3)", 3), ("    1 / 0", 1)]
+    )
+    def test_the_process_exits(self, bot_db: Path, end: str, code: int) -> None:
+        """No thread keeps the process alive, however its main function ends."""
+        ended = run(self.BOT.format(path=str(bot_db), end=end))
+        assert ended.returncode == code
+        with closing(sqlite3.connect(bot_db)) as reader:
+            assert json.loads(*reader.execute("SELECT value FROM documents").fetchone()) == {"n": 1}
+
+    def test_nothing_is_said_at_exit_by_default(self, bot_db: Path) -> None:
+        """Whoever does not ask for ResourceWarnings sees none."""
+        command = [sys.executable, "-c", self.BOT.format(path=str(bot_db), end="")]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert ended.stderr == ""
+
+    async def test_a_store_that_is_lost_open_is_told(self, bot_db: Path) -> None:
+        """A ResourceWarning names the file and what should have been called."""
+        code = self.BOT.format(path=str(bot_db), end="") + "\ndel persistence"
+        assert "was not closed: await Application.shutdown()" in run(code).stderr
+
+
+def test_a_path_shows_in_the_repr() -> None:
+    """A log that shows a store shows which."""
+    assert repr(SqliteStore("bot.db")) == "SqliteStore('bot.db')"
