@@ -133,7 +133,7 @@ class SqliteStore:
         try:
             await self._opened().executemany(f"{_REMOVE};{_PUT}", [removes, puts])
         except (sqlite3.Error, ValueError) as error:
-            raise WriteError(f"{self.path}: {error}", keys=changes) from error
+            raise WriteError(f"{self.path}: {error}", keys=changes) from _bare(error)
 
     async def _open(self) -> None:
         async with self._lifecycle():
@@ -144,7 +144,7 @@ class SqliteStore:
         try:
             return list(await self._opened().execute_fetchall(sql, parameters))  # type: ignore[arg-type]
         except (sqlite3.Error, ValueError) as error:
-            raise ReadError(f"{self.path}: {error}") from error
+            raise ReadError(f"{self.path}: {error}") from _bare(error)
 
     def _opened(self) -> aiosqlite.Connection:
         if self._connection is None:
@@ -189,6 +189,11 @@ async def _connect(path: str, busy_timeout: float) -> aiosqlite.Connection:
 
     threading.Thread(target=run, name="kvpersist:open", daemon=True).start()
     return await (await opening)
+
+
+def _bare(error: Exception) -> Exception:
+    """Take the traceback from `error`: its frames hold cursors, which would keep the file open."""
+    return error.with_traceback(None)
 
 
 def _after(prefix: str) -> str | bytes:

@@ -1,0 +1,261 @@
+"""Real faults: another program's lock, a full disk, a quota, rows that nobody can read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvpersist import (
+    DecodeError,
+    EncodeError,
+    KVPersistence,
+    ReadError,
+    SqliteStore,
+    WriteError,
+)
+
+LOCKER = (
+    "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); input(); c.execute('ROLLBACK')"
+)
+
+
+@pytest.fixture
+def bot_db(tmp_path: Path) -> Path:
+    """A path where no file is yet."""
+    return tmp_path / "bot.db"
+
+
+@contextmanager
+def locked_by_another_program(path: Path) -> Iterator[None]:
+    """Have another process hold the write lock of a database."""
+    command = [sys.executable, "-c", LOCKER, str(path)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as locker:
+        assert locker.stdout is not None
+        assert locker.stdout.readline() == "locked\n"
+        yield
+        locker.communicate("\n")
+
+
+@contextmanager
+def quota(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def stored(path: Path) -> dict[str, object]:
+    """All rows, as any other program sees them."""
+    with closing(sqlite3.connect(path)) as reader:
+        rows = reader.execute("SELECT key, value FROM documents")
+        return {key: json.loads(text) for key, text in rows}
+
+
+async def test_a_short_lock_of_another_program_is_waited_for(bot_db: Path) -> None:
+    """The write succeeds when the other transaction ends; the event loop goes on meanwhile."""
+    persistence = KVPersistence(bot_db)
+    await persistence.get_bot_data()
+    with locked_by_another_program(bot_db):
+        write = asyncio.create_task(persistence.update_bot_data({"n": 1}))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not write.done()
+    await write
+    await persistence.flush()
+    assert stored(bot_db) == {"bot": {"n": 1}}
+
+
+async def test_a_long_lock_refuses_the_write_and_nothing_is_lost(bot_db: Path) -> None:
+    """Beyond the busy timeout WriteError names the row; flush writes it when the lock is gone."""
+    persistence = KVPersistence(SqliteStore(bot_db, busy_timeout=0.05))
+    await persistence.update_chat_data(1, {"n": 1})
+    with locked_by_another_program(bot_db):
+        with pytest.raises(WriteError, match="chat/1: .*kept.*locked") as caught:
+            await persistence.update_chat_data(1, {"n": 2})
+        assert caught.value.keys == ("chat/1",)
+        assert stored(bot_db) == {"chat/1": {"n": 1}}
+        with pytest.raises(WriteError, match="chat/1"):
+            await persistence.flush()
+    await persistence.flush()
+    assert stored(bot_db) == {"chat/1": {"n": 2}}
+
+
+async def test_a_full_disk_refuses_the_write_and_nothing_is_lost(bot_db: Path) -> None:
+    """A file that may not grow refuses whole transactions; with room again all rows are there."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(0, {"text": "before"})
+    big = {"text": "x" * 20_000}
+    with quota(50_000):
+        results = await asyncio.gather(
+            *(persistence.update_chat_data(chat, big) for chat in range(10)),
+            return_exceptions=True,
+        )
+        assert all(isinstance(result, WriteError) for result in results)
+        assert stored(bot_db) == {"chat/0": {"text": "before"}}
+    await persistence.update_user_data(5, {})
+    assert stored(bot_db) == {**{f"chat/{chat}": big for chat in range(10)}, "user/5": {}}
+    await persistence.flush()
+    with closing(sqlite3.connect(bot_db)) as reader:
+        assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_full_disk_at_the_end_is_told_by_flush(bot_db: Path) -> None:
+    """Flush lists the rows and closes all the same; a second flush, with room, writes them."""
+    persistence = KVPersistence(bot_db)
+    await persistence.get_bot_data()
+    with quota(50_000):
+        with pytest.raises(WriteError):
+            await persistence.update_chat_data(1, {"text": "x" * 100_000})
+        with pytest.raises(WriteError, match="chat/1: not written, but kept"):
+            await persistence.flush()
+    other = SqliteStore(bot_db)
+    await other.open()
+    await other.close()
+    await persistence.flush()
+    assert list(stored(bot_db)) == ["chat/1"]
+
+
+async def test_a_table_that_is_gone_is_an_error_of_ours(bot_db: Path) -> None:
+    """A reader gets ReadError, a writer WriteError, naming the file; neither counts as empty."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(1, {"n": 1})
+    with closing(sqlite3.connect(bot_db, isolation_level=None)) as editor:
+        editor.execute("ALTER TABLE documents RENAME TO hidden")
+        with pytest.raises(ReadError, match=f"{bot_db}.*no such table"):
+            await persistence.refresh_chat_data(1, {"n": 1})
+        with pytest.raises(ReadError):
+            await persistence.get_chat_data()
+        with pytest.raises(WriteError, match="chat/1"):
+            await persistence.update_chat_data(1, {"n": 2})
+        editor.execute("ALTER TABLE hidden RENAME TO documents")
+    await persistence.flush()
+    assert stored(bot_db) == {"chat/1": {"n": 2}}
+
+
+async def test_a_closed_store_says_so(bot_db: Path) -> None:
+    """Whoever uses an engine by itself and forgets to open it is told."""
+    store = SqliteStore(bot_db)
+    with pytest.raises(ReadError, match="not open"):
+        await store.read(["bot"])
+    with pytest.raises(WriteError, match="not open"):
+        await store.apply({"bot": b"1"})
+
+
+BAD_ROWS = {
+    "broken JSON": ("chat/1", '{"n": ', "not valid JSON"),
+    "no object": ("chat/1", "[1]", "a document is an object, not"),
+    "an unknown tag": ("chat/1", '{"a": {"$unheard": 1}}', "unheard"),
+    "no id": ("chat/me", "{}", "'me' is not the id of a chat"),
+    "an id that is written otherwise": ("chat/007", "{}", "'007' is not the id"),
+    "a user that is none": ("user/", "{}", "'' is not the id of a user"),
+    "broken bot_data": ("bot", "}", "not valid JSON"),
+    "no keyboard": ("callback/k", '{"queries": [1]}', "not a keyboard"),
+    "half a keyboard": ("callback/k", '{"queries": {}, "buttons": {}}', "not a keyboard"),
+    "no list": ("conversation/order/1", "0", "not the key of a conversation"),
+    "a key that is written otherwise": ("conversation/order/[1, 2]", "0", "not the key"),
+    "a key that is no JSON": ("conversation/order/[1", "0", "not valid JSON"),
+    "a state that is no JSON": ("conversation/order/[1]", "PHOTO", "not valid JSON"),
+}
+
+
+async def start(persistence: KVPersistence[Any, Any, Any]) -> None:
+    """Call what `Application.initialize` calls."""
+    await persistence.get_user_data()
+    await persistence.get_chat_data()
+    await persistence.get_bot_data()
+    await persistence.get_callback_data()
+    await persistence.get_conversations("order")
+
+
+@pytest.mark.parametrize(("key", "text", "words"), BAD_ROWS.values(), ids=BAD_ROWS)
+async def test_a_row_that_cannot_be_read_stops_the_start(
+    bot_db: Path, key: str, text: str, words: str
+) -> None:
+    """The error names the row; the row stays; the file is given back for the repair."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({key: text.encode(), "chat/2": b"{}"})
+    await store.close()
+    with pytest.raises(DecodeError, match=words) as caught:
+        await start(KVPersistence(bot_db))
+    assert caught.value.key == key
+    assert caught.value.scope == key.split("/", maxsplit=1)[0]
+    assert str(caught.value).startswith(key)
+    with closing(sqlite3.connect(bot_db, isolation_level=None)) as editor:
+        query = "SELECT value FROM documents WHERE key = ?"
+        assert editor.execute(query, (key,)).fetchone() == (text,)
+        editor.execute("DELETE FROM documents WHERE key = ?", (key,))
+    persistence = KVPersistence(bot_db)
+    await start(persistence)
+    await persistence.flush()
+
+
+async def test_one_value_that_cannot_be_stored_fails_alone(bot_db: Path) -> None:
+    """Its neighbours of the same moment are written, its old row stays."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(1, {"cart": []})
+    results = await asyncio.gather(
+        persistence.update_chat_data(1, {"cart": [0, {"price": lambda: None}]}),
+        persistence.update_chat_data(2, {"n": 2}),
+        return_exceptions=True,
+    )
+    await persistence.flush()
+    assert isinstance(results[0], EncodeError)
+    assert (results[0].key, results[0].path) == ("chat/1", '["cart"][1]["price"]')
+    assert str(results[0]).startswith('chat/1 → ["cart"][1]["price"]: ')
+    assert "function" in str(results[0])
+    assert stored(bot_db) == {"chat/1": {"cart": []}, "chat/2": {"n": 2}}
+
+
+async def test_one_keyboard_that_cannot_be_stored_fails_alone(bot_db: Path) -> None:
+    """The other keyboards are written, the old row of this one stays."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_callback_data(([("a", 1.0, {"b": 1})], {}))
+    with pytest.raises(EncodeError, match='callback/a → \\["buttons"\\]\\["b"\\]'):
+        await persistence.update_callback_data(
+            ([("a", 2.0, {"b": object()}), ("c", 2.0, {"d": 2})], {})
+        )
+    await persistence.flush()
+    assert await persistence.get_callback_data() == (
+        [("a", 1.0, {"b": 1}), ("c", 2.0, {"d": 2})],
+        {},
+    )
+    await persistence.flush()
+
+
+@pytest.mark.parametrize("wrong", [None, "5", 5.0, True])
+async def test_an_id_that_is_no_int_is_refused(bot_db: Path, wrong: object) -> None:
+    """The row of another id is not overwritten by mistake: 5 and "5" are not the same."""
+    persistence = KVPersistence(bot_db)
+    with pytest.raises(EncodeError, match="id of a chat must be an int"):
+        await persistence.update_chat_data(wrong, {})  # type: ignore[arg-type]
+    assert not bot_db.exists()
+
+
+async def test_what_an_earlier_run_could_not_write_is_written_first(bot_db: Path) -> None:
+    """An Application that starts again reads the newest values, not the older rows."""
+    persistence = KVPersistence(SqliteStore(bot_db, busy_timeout=0.05))
+    await persistence.update_chat_data(1, {"n": 1})
+    with locked_by_another_program(bot_db):
+        with pytest.raises(WriteError):
+            await persistence.update_chat_data(1, {"n": 2})
+        with pytest.raises(WriteError):
+            await persistence.flush()
+        with pytest.raises(WriteError):
+            await persistence.get_chat_data()
+    assert await persistence.get_chat_data() == {1: {"n": 2}}
+    await persistence.flush()
