@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+PERSISTENCE ?= kvpersist
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -33,9 +34,14 @@ test: $(VENV)/installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-## The message logger, killed and restarted.
-demo: $(VENV)/installed
-	$(BIN)/python examples/tour.py
+# The demo needs none of the tools that the tests need.
+$(VENV)/demo-installed: $(BIN)/python pyproject.toml README.md $(shell find kvpersist -name '*.py')
+	$(PIP) install ".[demo]"
+	touch $@
+
+## The message logger, killed and restarted. PERSISTENCE=pickle: the same, for comparison.
+demo: $(VENV)/demo-installed
+	@$(BIN)/python examples/tour.py --persistence $(PERSISTENCE)
 
 clean:
 	rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,426 @@
+"""A tour of kvpersist that a person can follow: what `make demo` runs.
+
+Two people talk to `message_logger.py` over a Bot API server on this machine. In the middle of a
+conversation the bot is killed with SIGKILL, then started again, and must know everything.
+
+Exits 0 if nothing was lost, 1 if anything was, or if the bot did not behave. On a terminal you may
+talk to the bot yourself at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import sys
+import tempfile
+import termios
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bot_api_server import TOKEN, BotApiServer, Person, Reply
+from stored import NOT_YET, Row, pickle_rows, sqlite_rows, table
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+ADA, BO, YOU = Person(1, "Ada"), Person(2, "Bo"), Person(3, "You")
+READERS = {"kvpersist": sqlite_rows, "pickle": pickle_rows}
+WHAT_IS_SEEN = {
+    "kvpersist": "Every document is one row (read with sqlite3, while the bot runs)",
+    "pickle": "What the pickle has (it has no rows; its parts are named as kvpersist would)",
+}
+CTRL_C = "\x03"
+POLL = 0.05  # seconds between two looks into the file
+
+
+class TourError(Exception):
+    """The tour cannot go on: the bot lost something, died, or kept silent for too long."""
+
+
+class BotProcess:
+    """The bot in a process of its own; leaving the `async with` block ends it in any case."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self._command = command
+        self._environment = environment
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process is not None:
+            await self.kill()
+
+    async def start(self) -> int:
+        """Start the bot and return the number of its process."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return self._process.pid
+
+    async def kill(self) -> int:
+        """Kill it as `kill -9` does: no handler of it runs any more. Return its exit code."""
+        return await self._end(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """Ask it to end, as a service manager does, wait, and return its exit code."""
+        return await self._end(signal.SIGTERM)
+
+    async def _end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            self._process.send_signal(number)
+        return await self._process.wait()
+
+    async def ended(self) -> int:
+        """Wait until it ends by itself, and return its exit code."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    def log(self) -> str:
+        """Return the end of what the bot has written on its standard output and error."""
+        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+        return "\n".join(lines[-20:])
+
+
+class Tour:
+    """What the people do, and what must be stored after it."""
+
+    def __init__(
+        self,
+        server: BotApiServer,
+        bot: BotProcess,
+        rows: Callable[[], list[Row]],
+        args: argparse.Namespace,
+    ) -> None:
+        self.server = server
+        self.bot = bot
+        self.rows = rows
+        self.what_is_seen = WHAT_IS_SEEN[args.persistence]
+        self.patience: float = args.patience
+        # What was acknowledged: key -> document (messages without their times), None: no such row.
+        self.expected: dict[str, Any] = {}
+        self.keyboards = 0
+
+    # --- People and the bot -------------------------------------------------------------------
+
+    async def start_bot(self) -> None:
+        up = asyncio.ensure_future(self.server.next_poll())
+        print(f"  The bot runs as process {await self.bot.start()}.")
+        await self.within(up, "the bot did not ask for updates")
+
+    async def say(self, person: Person, text: str) -> Reply:
+        self.send(person, text)
+        return await self.hear(person)
+
+    def send(self, person: Person, text: str) -> None:
+        print(f"  {person.name + ':':<6}{text}")
+        self.server.say(person, text)
+        if not text.startswith("/"):
+            chat = self.expected.setdefault(f"chat/{person.id}", {})
+            user = self.expected.setdefault(f"user/{person.id}", {})
+            chat["messages"] = [*chat.get("messages", []), text]
+            user["messages"] = user.get("messages", 0) + 1
+
+    async def press(self, person: Person, keyboard: Reply, button: str) -> Reply:
+        print(f"  {person.name + ':':<6}(presses the button {button})")
+        assert keyboard.message_id is not None
+        self.server.press(person, keyboard.message_id, button)
+        return await self.hear(person)
+
+    async def hear(self, person: Person) -> Reply:
+        reply = await self.within(
+            self.server.reply(person), f"the bot did not answer {person.name}"
+        )
+        show(reply)
+        return reply
+
+    async def within(self, awaitable: Awaitable[T], otherwise: str) -> T:
+        """Return the result, or raise when the bot ends first or patience does."""
+        task = asyncio.ensure_future(awaitable)
+        ended = asyncio.ensure_future(self.bot.ended())
+        try:
+            await asyncio.wait(
+                {task, ended}, timeout=self.patience, return_when=asyncio.FIRST_COMPLETED
+            )
+            if task.done():
+                return task.result()
+            if ended.done():
+                raise TourError(f"{otherwise}: it ended with exit code {ended.result()}")
+            raise TourError(f"{otherwise} within {self.patience:g} seconds")
+        finally:
+            task.cancel()
+            ended.cancel()
+
+    # --- What is stored -----------------------------------------------------------------------
+
+    def lost(self) -> list[str]:
+        """Compare the file with what was acknowledged, and return every difference."""
+        try:
+            stored = {row.key: _without_times(row.value) for row in self.rows()}
+        except NOT_YET as error:
+            return [f"the file cannot be read: {error}"]
+        keyboards = sum(key.startswith("callback/") for key in stored)
+        if keyboards < self.keyboards:
+            return [f"{keyboards} keyboards stored, expected {self.keyboards}"]
+        return [
+            f"{key}: stored {stored.get(key)!r}, expected {document!r}"
+            for key, document in self.expected.items()
+            if stored.get(key) != document
+        ]
+
+    def nothing_lost(self) -> tuple[bool, str]:
+        lost = self.lost()
+        return not lost, "\n".join(lost)
+
+    async def until_stored(self) -> None:
+        """Look into the file until all of it is there, as any other program could.
+
+        A bot answers before PTB hands the change to the persistence, once in `update_interval`:
+        an answer alone proves nothing. And the server must know that the updates have arrived,
+        or it would rightly deliver them to the next bot again.
+        """
+        await self.within(self.server.confirmed(), "the bot did not confirm its updates")
+        try:
+            await self.within(self._stored(), "LOST: what the bot acknowledged was not stored")
+        except TourError as error:
+            raise TourError("\n  ".join([f"{error}:", *self.lost()])) from None
+
+    async def _stored(self) -> None:
+        while self.lost():  # noqa: ASYNC110  # another process writes: there is no event
+            await asyncio.sleep(POLL)
+
+    def show_rows(self) -> None:
+        print("\n" + table(self.rows()) + "\n")
+
+
+def show(reply: Reply) -> None:
+    how = " (pop-up)" if reply.method == "answerCallbackQuery" else ""
+    text = reply.text.replace("\n", "\n             ")
+    buttons = "".join(f"  [{button}]" for button in reply.buttons)
+    print(f"        bot: {text}{buttons}{how}")
+
+
+def title(text: str) -> None:
+    print(f"\n=== {text}")
+
+
+def check(fact: str, holds: bool, otherwise: str = "") -> None:
+    if not holds:
+        raise TourError(f"LOST: not so: {fact}\n{otherwise}")
+    print(f"  ok: {fact}")
+
+
+def _without_times(document: Any) -> Any:
+    if isinstance(document, dict) and isinstance(document.get("messages"), list):
+        return {**document, "messages": [message["text"] for message in document["messages"]]}
+    return document
+
+
+# --- The tour itself ----------------------------------------------------------------------------
+
+
+async def before_the_kill(tour: Tour) -> Reply:
+    title("1. A bot starts, and people talk to it")
+    await tour.start_bot()
+    await tour.say(ADA, "hello, bot")
+    await tour.say(ADA, "the milk is in the car")
+    await tour.say(BO, "good morning")
+    keyboard = await tour.say(BO, "/count")
+    tour.keyboards = 1
+    await tour.press(BO, keyboard, "+1")
+    tour.expected["chat/2"]["count"] = 1
+    await tour.until_stored()
+
+    title(f"2. {tour.what_is_seen}")
+    tour.show_rows()
+
+    title("3. In the middle of a conversation ...")
+    await tour.say(ADA, "/introduce")
+    await tour.say(ADA, "Ada")
+    tour.expected["user/1"]["name"] = "Ada"
+    tour.expected["conversation/introduce/[1,1]"] = "CITY"
+    await tour.until_stored()
+    print("  (all of this is in the file now: the tour has looked)")
+    return keyboard
+
+
+async def kill(tour: Tour) -> None:
+    code = await tour.bot.kill()
+    print("\n  " + "#" * 60)
+    print("  ####  kill -9: the bot is dead, it could not save anything")
+    print("  " + "#" * 60)
+    check("the process was ended by signal 9", code == -signal.SIGKILL, f"exit code {code}")
+    print("\n  No bot is running. The file has:")
+    tour.show_rows()
+    check("all that was said is in the file", *tour.nothing_lost())
+    tour.send(ADA, "London")
+    print("        (nobody answers; Telegram keeps her message)")
+
+
+async def after_the_kill(tour: Tour, keyboard: Reply) -> None:
+    title("4. The bot starts again, and goes on where it was")
+    await tour.start_bot()
+    reply = await tour.hear(ADA)
+    check("the conversation went on", reply.text == "Nice to meet you, Ada from London.")
+    tour.expected["user/1"]["city"] = "London"
+    tour.expected["conversation/introduce/[1,1]"] = None
+    reply = await tour.press(BO, keyboard, "+10")
+    check("the button from before works, and it counted on", reply.text == "The count is 11.")
+    tour.expected["chat/2"]["count"] = 11
+    await tour.say(ADA, "do you remember all of it?")
+    reply = await tour.say(ADA, "/show_data")
+    said = tour.expected["chat/1"]["messages"]
+    shown = [line.partition("  ")[2] for line in reply.text.splitlines()]
+    check("/show_data has every message", shown[1 : len(said) + 1] == said)
+    await tour.until_stored()
+    tour.expected["chat/2"] = None
+    await tour.say(BO, "/forget")
+    await tour.until_stored()
+    print("  ok: what Bo wanted forgotten is gone from the file")
+
+
+async def at_the_end(tour: Tour) -> None:
+    title("5. The bot is asked to stop")
+    check("it ended in peace", await tour.bot.stop() == 0, tour.bot.log())
+    tour.show_rows()
+    check("the file has all that was said, but not what was to be forgotten", *tour.nothing_lost())
+
+
+async def talk(tour: Tour) -> None:
+    """Let the person at the terminal talk to the bot, until /quit, the end of input or Ctrl-C."""
+    title("Now you. Type something; a button is pressed by typing its text; /quit ends.")
+    await tour.say(YOU, "/start")
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, lines.put_nowait, None)
+    keyboards: dict[str, Reply] = {}
+    listener = asyncio.ensure_future(_listen(tour, keyboards))
+    ended = asyncio.ensure_future(tour.bot.ended())
+    ended.add_done_callback(lambda _: lines.put_nowait(None))
+    with _ctrl_c_as_text(sys.stdin.fileno()):
+        loop.add_reader(sys.stdin.fileno(), _read_lines, sys.stdin.fileno(), lines)
+        try:
+            while (line := await lines.get()) not in (None, "/quit"):
+                if line in keyboards:
+                    tour.server.press(YOU, keyboards[line].message_id or 0, line)
+                elif line:
+                    tour.server.say(YOU, line)
+        finally:
+            loop.remove_reader(sys.stdin.fileno())
+            listener.cancel()
+            ended.cancel()
+
+
+def _read_lines(terminal: int, lines: asyncio.Queue[str | None]) -> None:
+    # A terminal hands over whole lines, also several at once; nothing at all is its end.
+    text = os.read(terminal, 65536).decode(errors="replace")
+    before, ctrl_c, _ = text.partition(CTRL_C)
+    for line in before.splitlines():
+        lines.put_nowait(line.strip())
+    if ctrl_c or not text:
+        lines.put_nowait(None)
+
+
+@contextlib.contextmanager
+def _ctrl_c_as_text(terminal: int) -> Iterator[None]:
+    """Read Ctrl-C as a line of its own, not as a signal.
+
+    A signal would go to the bot and to `make` as well: to the one twice, and the other would fail.
+    """
+    before = termios.tcgetattr(terminal)
+    changed = termios.tcgetattr(terminal)
+    changed[6][termios.VINTR] = os.fpathconf(terminal, "PC_VDISABLE").to_bytes(1, "big")
+    changed[6][termios.VEOL] = CTRL_C.encode()
+    termios.tcsetattr(terminal, termios.TCSADRAIN, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+async def _listen(tour: Tour, keyboards: dict[str, Reply]) -> None:
+    while True:
+        reply = await tour.server.reply(YOU)
+        keyboards.update(dict.fromkeys(reply.buttons, reply))
+        show(reply)
+
+
+async def play(args: argparse.Namespace, folder: Path) -> None:
+    data = folder / ("bot.db" if args.persistence == "kvpersist" else "bot.pickle")
+    print(f"A bot keeps all it knows in one file, and survives kill -9\n\nfile: {data}")
+    print("(look into it with any tool while this runs; it is removed at the end)")
+    command = [sys.executable, str(args.bot), str(data), "--persistence", args.persistence]
+    async with BotApiServer() as server:
+        # NO_PROXY: the server is on this machine, whatever way the Internet is reached.
+        local = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "NO_PROXY": "*", "no_proxy": "*"}
+        async with BotProcess(command, {**os.environ, **local}, folder / "bot.log") as bot:
+            tour = Tour(server, bot, lambda: READERS[args.persistence](data), args)
+            try:
+                keyboard = await before_the_kill(tour)
+                await kill(tour)
+                await after_the_kill(tour, keyboard)
+                if sys.stdin.isatty():
+                    await talk(tour)
+                await at_the_end(tour)
+            except TourError as error:
+                log = bot.log()
+                raise TourError(
+                    f"{error}\n\nThe bot's log:\n{log}" if log else str(error)
+                ) from None
+
+
+async def run(args: argparse.Namespace) -> None:
+    # However the tour is ended, it ends the bot and removes its folder.
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with tempfile.TemporaryDirectory(prefix="kvpersist-demo-") as folder:
+        await play(args, Path(folder))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="A bot is killed, and forgets nothing.")
+    parser.add_argument("--persistence", choices=list(READERS), default="kvpersist")
+    parser.add_argument(
+        "--bot",
+        type=Path,
+        default=Path(__file__).with_name("message_logger.py"),
+        help="another script to play with, that takes the same arguments",
+    )
+    parser.add_argument(
+        "--patience", type=float, default=120, help="seconds to wait for anything (default: 120)"
+    )
+    args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as it happens, also into a pipe, in any locale
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        asyncio.run(run(args))
+    except TourError as error:
+        print(f"\nFAILED: {error}", file=sys.stderr)
+        return 1
+    except asyncio.CancelledError:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    print("\nNothing was lost.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
