@@ -30,7 +30,7 @@ check: $(VENV)/installed
 ## All tests, on the installed wheel, with branch coverage.
 test: $(VENV)/installed
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage run $(BIN)/pytest $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
