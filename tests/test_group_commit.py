@@ -275,6 +275,19 @@ async def test_flush_writes_what_is_left(store: WatchedStore, commits: GroupComm
     await asyncio.gather(*writes)
 
 
+async def test_flush_waits_for_the_last_commit(store: WatchedStore, commits: GroupCommit) -> None:
+    """With nothing behind the commit under way no further transaction is made."""
+    store.gate.clear()
+    write = asyncio.create_task(commits.write({"chat/1": b"1"}))
+    await store.entered.wait()
+    flush = asyncio.create_task(commits.flush())
+    await settle()
+    assert not flush.done()
+    store.gate.set()
+    await asyncio.gather(write, flush)
+    assert store.tries == 1
+
+
 async def test_flush_lists_what_could_not_be_written(
     store: WatchedStore, commits: GroupCommit
 ) -> None:

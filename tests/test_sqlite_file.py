@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -359,10 +361,44 @@ class TestOneOwner:
 
     async def test_a_lock_that_cannot_be_made_is_no_other_owner(self, bot_db: Path) -> None:
         """What stands in the lock's place is told as what it is."""
-        (bot_db.parent / "bot.db-lock").mkdir()
+        lock = bot_db.parent / "bot.db-lock"
+        lock.write_text("not a lock" * 100)
         with pytest.raises(OpenError, match="cannot be opened") as caught:
             await SqliteStore(bot_db).open()
         assert not isinstance(caught.value, StoreInUseError)
+        lock.unlink()
+        lock.mkdir()
+        with pytest.raises(OpenError, match="cannot be opened") as caught:
+            await SqliteStore(bot_db).open()
+        assert not isinstance(caught.value, StoreInUseError)
+
+
+def test_a_loop_that_ends_while_the_file_is_opened_leaves_nothing(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that opens the file, and finds nobody waiting any more, closes it."""
+    may_open, has_closed = threading.Event(), threading.Event()
+
+    class Noted(sqlite3.Connection):
+        def close(self) -> None:
+            super().close()
+            has_closed.set()
+
+    def open_late(path: str, _: float) -> sqlite3.Connection:
+        assert may_open.wait(60)
+        return sqlite3.connect(path, factory=Noted)
+
+    async def give_up() -> None:
+        opening = asyncio.ensure_future(SqliteStore(bot_db).open())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        opening.cancel()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_file", open_late)
+        asyncio.run(give_up())
+        may_open.set()
+        assert has_closed.wait(60)
 
 
 class TestForgottenClose:

@@ -137,8 +137,7 @@ class SqliteStore:
 
     async def _open(self) -> None:
         async with self._lifecycle():
-            if self._connection is None:
-                self._connection = await _connect(self.path, self._busy_timeout)
+            self._connection = self._connection or await _connect(self.path, self._busy_timeout)
 
     async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Row]:
         try:

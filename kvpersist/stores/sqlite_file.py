@@ -92,7 +92,7 @@ def _check_place(path: Path) -> None:
         raise OpenError(f"the folder {path.parent} does not exist; make it first")
     # The folder too, because SQLite keeps the write-ahead log beside the file.
     for place in filter(os.path.exists, (path.parent, path)):
-        if not os.access(place, os.R_OK | os.W_OK):
+        if not os.access(place, os.R_OK | os.W_OK):  # pragma: no cover  seen by another user
             raise OpenError(f"no permission to read and write {place}; whose is it, and who runs?")
 
 
@@ -150,7 +150,7 @@ def _take_ownership(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = MEMORY")  # or it would leave a journal behind
         connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         connection.close()
         if "locked" not in str(error):
             raise
