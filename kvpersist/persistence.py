@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
@@ -15,7 +15,7 @@ from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, i
 from kvpersist.codec import Codec
 from kvpersist.errors import ConfigurationError, DecodeError, DocumentError, EncodeError, WriteError
 from kvpersist.group_commit import GroupCommit
-from kvpersist.stores import Row, SqliteStore, Store
+from kvpersist.stores import SqliteStore, Store
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
@@ -89,7 +89,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 "python-telegram-bot keeps a processor core busy; 0.1 is short enough"
             )
         super().__init__(store_data=store_data, update_interval=update_interval)
-        self.store: Store = _store(store)
+        self.store = store if isinstance(store, Store) else SqliteStore(store)
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self._codec = Codec(tuple(types))
         self._commits = GroupCommit(self.store)
@@ -124,11 +124,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
         async with self._reading():
-            text = (await self.store.read([keys.BOT])).get(keys.BOT)
-            if text is None:
-                self._commits.forget(keys.BOT)
-                return self.context_types.bot_data()
-            return self._take_document(keys.BOT, text, self.context_types.bot_data)
+            rows = {key: text async for key, text in self._commits.scan(keys.BOT)}
+            if keys.BOT in rows:
+                return self._take_document(keys.BOT, rows[keys.BOT], self.context_types.bot_data)
+        return self.context_types.bot_data()
 
     async def get_callback_data(self) -> CallbackData | None:
         """Return the stored callback-data cache, in the order in which it was handed over.
@@ -140,7 +139,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             return None
         documents: dict[str, Document] = {}
         async with self._reading():
-            async for key, text in self._rows(keys.CALLBACK):
+            async for key, text in self._commits.scan(keys.CALLBACK):
                 document = self._decode(key, text)
                 if not is_keyboard(document):
                     raise DecodeError(
@@ -161,7 +160,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         prefix = keys.conversation_prefix(name)
         conversations: ConversationDict = {}
         async with self._reading():
-            async for key, text in self._rows(prefix):
+            async for key, text in self._commits.scan(prefix):
                 conversations[self._conversation(prefix, key)] = self._decode(key, text)
                 self._commits.remember(key, text)
         return conversations
@@ -208,14 +207,16 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             return
         if self._keyboards is None:
             await self.get_callback_data()
+        keyboards = cast("KeyboardDocuments", self._keyboards)
         changes: dict[str, bytes | None] = {}
         refused: list[EncodeError] = []
-        for keyboard, document in cast("KeyboardDocuments", self._keyboards).split(data).items():
+        for keyboard, document in keyboards.split(data).items():
             key = keys.keyboard_key(keyboard)
             try:
                 changes[key] = None if document is None else self._encode(key, document)
             except EncodeError as error:
                 refused.append(error)
+        keyboards.forget_gone()  # from here on the removals are group commit's to remember
         await self._commits.write(changes)
         if refused:
             raise refused[0]
@@ -257,12 +258,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         anything that the store does not: then memory wins, and is written in PTB's next run.
 
         Raises:
-            ReadError: The store could not be read. PTB does not run the handlers then.
+            OpenError, ReadError: The store could not be read. PTB does not run the handlers of the
+                first group that has one for this update; those of later groups see what memory has.
             DecodeError: The other program wrote what cannot be read. Likewise.
 
         Notes:
             What another handler of the same user, still at work, holds of the inner values of
-            `user_data` is no part of it any more after another program's write was taken over.
+            `user_data` is no part of it any more after another program's write was taken over. And
+            if PTB is handing over this document in the same moment, what it had before is written
+            over the other program's write.
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
@@ -293,25 +297,18 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[None]:
-        """Have the store open and up to date; close it if the start fails, for PTB will not."""
+        """Close the store if the start fails, for PTB will not."""
         try:
-            await self.store.open()
-            await self._commits.flush()
             yield
         except BaseException:
             with suppress(WriteError):
-                await self._commits.close()
+                await self._commits.close_if_unused()
             raise
-
-    async def _rows(self, prefix: str) -> AsyncIterator[Row]:
-        async for page in self.store.scan(prefix):
-            for row in page:
-                yield row
 
     async def _load(self, scope: keys.Scope, kind: type[D]) -> dict[int, D]:
         documents: dict[int, D] = {}
         async with self._reading():
-            async for key, text in self._rows(f"{scope}/"):
+            async for key, text in self._commits.scan(f"{scope}/"):
                 documents[keys.document_id(scope, key)] = self._take_document(key, text, kind)
         return documents
 
@@ -328,18 +325,19 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     async def _refresh(self, key: str, document: D, kind: type[D]) -> None:
         known = self._commits.known(key)
-        await self.store.open()
-        text = (await self.store.read([key])).get(key)
-        if self._commits.is_pending(key) or self._commits.known(key) != known:
+        text = await self._commits.read(key)
+        if self._commits.is_pending(key) or self._commits.known(key) is not known:
             return  # a write of ours has overtaken the read
-        if (text is None and not known) or (text is not None and self._commits.holds(key, text)):
+        if known is None if text is None else self._commits.holds(key, text):
             return
         # From here on nothing awaits, so that no handler can change the document in between.
         if self._is_changed(key, document, kind):
             _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
-            return
-        self._commits.forget(key)
-        _replace(document, kind() if text is None else self._take_document(key, text, kind))
+        elif text is None:
+            _replace(document, kind())
+            self._commits.forget(key)
+        else:
+            _replace(document, self._take_document(key, text, kind))
 
     def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
         """Whether memory holds something that the store, as far as is known, does not."""
@@ -347,7 +345,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             text = self._encode_document(key, document, kind)
         except EncodeError:
             return True
-        if self._commits.known(key):
+        if self._commits.known(key) is not None:
             return not self._commits.holds(key, text)
         return text != self._encode_document(key, kind(), kind)
 
@@ -390,18 +388,3 @@ def _replace(document: object, new: object) -> None:
     content = cast("dict[Any, Any]", document)
     content.clear()
     content.update(cast("dict[Any, Any]", new))
-
-
-def _store(store: str | PathLike[str] | Store) -> Store:
-    if isinstance(store, Store):
-        return store
-    path = fspath(store)
-    if "://" in path:
-        raise ConfigurationError(
-            f"no store for {path.partition('://')[0]} URLs; give a file's path"
-        )
-    if path == ":memory:":
-        raise ConfigurationError(
-            "a database in memory keeps nothing; say MemoryStore() if you mean it"
-        )
-    return SqliteStore(path)
