@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from bots import NEVER
 from handlers import ANY
 from storages import KV, Storage, rows_of, running
+from stores import WatchedStore
 from telegram import Update
 from telegram.ext import (
     CallbackQueryHandler,
@@ -19,6 +22,9 @@ from telegram.ext import (
 
 from kvpersist import (
     EncodeError,
+    KVPersistence,
+    MemoryStore,
+    WriteError,
 )
 
 
@@ -156,3 +162,22 @@ async def test_a_keyboard_that_cannot_be_stored_fails_alone(kv: KV, crash: bool)
         assert (await bot.press(first)).data == ("first",)
         assert (await bot.press(last)).data == ("last",)
         assert isinstance((await bot.press(bad)).data, InvalidCallbackData)
+
+
+async def test_a_removal_that_was_refused_is_told_of_until_it_took_place() -> None:
+    """The next run does not take a row for gone that the store refused to remove."""
+    memory = MemoryStore()
+    store = WatchedStore(memory)
+    persistence = KVPersistence(store, update_interval=NEVER)
+    await persistence.update_callback_data(([("old", 1.0, {}), ("new", 2.0, {})], {}))
+    store.failure = WriteError("the disk is full")
+    for _ in range(2):
+        with pytest.raises(WriteError, match="callback/old"):
+            await persistence.update_callback_data(([("new", 2.0, {})], {}))
+    store.failure = None
+    await persistence.update_callback_data(([("new", 2.0, {})], {}))
+    assert set(memory.rows) == {"callback/new"}
+    store.commits.clear()
+    await persistence.update_callback_data(([("new", 2.0, {})], {}))
+    assert store.commits == []
+    await persistence.flush()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bots import build, text_update
+from bots import NEVER, build, text_update
 from handlers import conversation, remember, text
 from storages import KV, SqliteStorage, Storage, running
 from stores import WatchedStore
@@ -81,6 +81,31 @@ def test_what_a_dying_event_loop_left_behind_is_taken_up_by_the_next(kv: KV) -> 
     asyncio.run(live())
     assert kv.rows["chat/1"] == b'{"said":["one","two"]}'
     assert bot.errors == []
+
+
+async def test_rows_that_vanish_between_two_runs_are_written_again() -> None:
+    """A persistence that starts again does not take for stored what another program deleted."""
+    store = MemoryStore()
+    persistence = KVPersistence(store, update_interval=NEVER)
+
+    async def run() -> dict[str, bytes]:
+        await persistence.get_user_data()
+        await persistence.get_chat_data()
+        await persistence.get_bot_data()
+        await persistence.get_callback_data()
+        await persistence.get_conversations("order")
+        await persistence.update_user_data(1, {"a": 1})
+        await persistence.update_chat_data(1, {"a": 1})
+        await persistence.update_bot_data({"a": 1})
+        await persistence.update_callback_data(([("keyboard", 1.0, {"button": 1})], {}))
+        await persistence.update_conversation(name="order", key=(1, 1), new_state="a")
+        await persistence.flush()
+        return dict(store.rows)
+
+    before = await run()
+    assert len(before) == 5
+    store.rows.clear()
+    assert await run() == before
 
 
 async def test_a_whole_life_of_polling_starting_and_stopping(storage: Storage) -> None:
