@@ -88,8 +88,9 @@ class Telegram(BaseRequest):
             "from": BOT_USER,
             "text": parameters["text"],
         }
-        if "reply_markup" in parameters:
-            message["reply_markup"] = parameters["reply_markup"]
+        markup = parameters.get("reply_markup", {})
+        if "inline_keyboard" in markup:  # other keyboards are not part of a message
+            message["reply_markup"] = markup
         self.sent.append(message)
         return message
 
