@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 from bots import NEVER, Bot, Handler, build
 from telegram.ext import (
@@ -135,7 +135,7 @@ class SqliteStorage:
         wreck, self.path = self.path, self.path.with_name(f"copy{next(self._crashes)}.db")
         for suffix in ("", "-wal"):
             shutil.copy(f"{wreck}{suffix}", f"{self.path}{suffix}")
-        await cast("KVPersistence[Any, Any, Any]", persistence).store.close()
+        await persistence.flush()
 
 
 KV: TypeAlias = MemoryStorage | SqliteStorage

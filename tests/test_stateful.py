@@ -317,7 +317,8 @@ class Life(RuleBasedStateMachine):
     def crash(self) -> None:
         """The bot is killed, and starts again."""
         self.storage.wreck()
-        self.run(self.store.close())
+        self.fail(None)
+        self.run(self.persistence.flush())  # of the dead, who would try again on this event loop
         self.pending = {}
         self.start()
 
@@ -498,9 +499,9 @@ def live(life: type[Life], examples: int) -> None:
 
 def test_whatever_happens_in_memory_the_next_run_finds_what_was_written() -> None:
     """Any order of PTB's calls, faults, edits, restarts and crashes loses and adds nothing."""
-    live(Life, 100)
+    live(Life, 200)
 
 
 def test_whatever_happens_on_a_file_the_next_run_finds_what_was_written() -> None:
     """The same holds on a SQLite file that is copied, log and all, when the bot crashes."""
-    live(LifeOnFile, 25)
+    live(LifeOnFile, 50)
