@@ -1,0 +1,162 @@
+"""What an object holds besides the value of a builtin base: its attributes, as pickle takes them.
+
+An object is made without `__init__` and without `__new__` of its class, and its attributes are put
+where they belong without `__setattr__`. A class that defines `__getstate__` or `__setstate__` has
+those called instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from types import MemberDescriptorType
+from typing import Any, Final
+
+from kvpersist.codec.decoder import Decoder
+from kvpersist.codec.encoder import Encoder, asked
+from kvpersist.errors import EncodeError
+
+_STATE: Final = "$state"
+_GENERATED: Final = {
+    ("dataclasses", "_dataclass_getstate"),
+    ("dataclasses", "_dataclass_setstate"),
+    ("attr._make", "slots_getstate"),
+    ("attr._make", "slots_setstate"),
+}
+"""Hooks that a class has only because pickle once did not know slots; they add nothing."""
+
+
+class State:
+    """The attributes of the objects of one class."""
+
+    def __init__(self, kind: type) -> None:
+        self._slots = dict(slots(kind))
+        self._has_dict = kind.__dictoffset__ != 0
+        self._defaults = dict(_defaults(kind))
+        self._required = frozenset(_required(kind))
+        self._all = self._required | self._defaults.keys()
+        self._get: Callable[[Any], object] | None = _own(kind, "__getstate__")
+        self._set: Callable[[Any, object], None] | None = _own(kind, "__setstate__")
+
+    def encode(self, value: Any, encoder: Encoder) -> dict[str, Any]:
+        """Return a JSON object, one member for each attribute."""
+        if self._get is not None:
+            return {_STATE: encoder.value(asked(self._get, value))}
+        attributes = self._attributes(value)
+        if not attributes.keys() >= self._required:
+            missing = self._required - attributes.keys()
+            raise EncodeError(
+                f"a {type(value).__qualname__} without its {', '.join(sorted(missing))}; "
+                "an object must be complete to be stored"
+            )
+        return encoder.attributes(attributes)
+
+    def decode(self, value: Any, payload: dict[str, Any], decoder: Decoder) -> None:
+        """Give `value`, which has none, its attributes.
+
+        Raises:
+            ValueError: One is missing that has no default, or there is no place for one.
+        """
+        if _STATE in payload:
+            self._set_any(value, decoder.value(payload.pop(_STATE)))
+        elif self._set is not None:
+            self._set(value, self._as_pickle_has_it(decoder.members(payload)))
+        else:
+            self._fill(value, decoder.members(payload))
+
+    def _attributes(self, value: Any) -> dict[str, Any]:
+        attributes = vars(value).copy() if self._has_dict else {}
+        for name, slot in self._slots.items():
+            try:
+                attributes[name] = slot.__get__(value)
+            except AttributeError:  # a slot may be empty
+                continue
+        return attributes
+
+    def _fill(self, value: Any, attributes: dict[str, Any]) -> None:
+        if attributes.keys() >= self._all:
+            self._put(value, attributes)
+            return
+        missing = self._defaults.keys() - attributes.keys()
+        if lost := self._required - attributes.keys() - missing:
+            raise ValueError(
+                f"it has no {', '.join(sorted(lost))}; a field that is added later needs a default"
+            )
+        self._put(value, attributes)
+        for name in self._defaults:
+            if name in missing:
+                self._put(value, {name: self._defaults[name](value)})
+
+    def _put(self, value: Any, attributes: dict[str, Any]) -> None:
+        if self._has_dict and not self._slots:
+            vars(value).update(attributes)
+            return
+        rest = {}
+        for name, item in attributes.items():
+            if name in self._slots:
+                self._slots[name].__set__(value, item)
+            else:
+                rest[name] = item
+        if self._has_dict:
+            vars(value).update(rest)
+        elif rest:
+            raise ValueError(f"{type(value).__qualname__} has no {', '.join(rest)} any more")
+
+    def _set_any(self, value: Any, state: Any) -> None:
+        if self._set is not None:
+            self._set(value, state)
+            return
+        # Without the hook pickle takes the attributes, or two dicts of those with and without slots.
+        for attributes in state if type(state) is tuple else (state,):
+            if attributes is not None:
+                self._put(value, attributes)
+
+    def _as_pickle_has_it(self, attributes: dict[str, Any]) -> object:
+        slots = {name: attributes.pop(name) for name in self._slots if name in attributes}
+        if not slots:
+            return attributes
+        return attributes or None, slots
+
+
+def slots(kind: type) -> Iterator[tuple[str, MemberDescriptorType]]:
+    """Yield the slots under the names that Python has made of private ones."""
+    for base in reversed(kind.__mro__):
+        if "__slots__" in vars(base):
+            for name, member in vars(base).items():
+                if type(member) is MemberDescriptorType:
+                    yield name, member
+
+
+def _own(kind: type, name: str) -> Any:
+    """Return a hook of pickle's that was written for this class, or None."""
+    hook = getattr(kind, name, None)
+    if hook is None or hook is getattr(object, name, None):
+        return None
+    return None if (hook.__module__, hook.__name__) in _GENERATED else hook
+
+
+def _defaults(kind: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """Yield what stands in for fields that a stored object does not have."""
+    if dataclasses.is_dataclass(kind):
+        for field in dataclasses.fields(kind):
+            if field.default_factory is not dataclasses.MISSING:
+                yield field.name, lambda _, make=field.default_factory: make()
+            elif field.default is not dataclasses.MISSING:
+                yield field.name, lambda _, default=field.default: default
+    for attribute in getattr(kind, "__attrs_attrs__", ()):
+        if attribute.default is not sys.modules["attr"].NOTHING:
+            yield attribute.name, lambda value, default=attribute.default: _attrs_default(value, default)
+
+
+def _attrs_default(value: Any, default: Any) -> Any:
+    if isinstance(default, sys.modules["attr"].Factory):
+        return default.factory(value) if default.takes_self else default.factory()
+    return default
+
+
+def _required(kind: type) -> Iterator[str]:
+    """Yield the fields that every object has."""
+    if dataclasses.is_dataclass(kind):
+        yield from (field.name for field in dataclasses.fields(kind) if field.init)
+    yield from (attribute.name for attribute in getattr(kind, "__attrs_attrs__", ()) if attribute.init)
