@@ -7,6 +7,7 @@ from typing import Any, Final
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder
 from kvpersist.codec.form import Form
+from kvpersist.errors import EncodeError
 
 _UNSET: Final = "$unset"
 _EXTRA: Final = "$extra"
@@ -21,16 +22,21 @@ def pydantic_form(kind: Any, tag: str) -> Form:
 
     def encode(value: Any, encoder: Encoder) -> object:
         payload = encoder.attributes(vars(value).copy())
-        if unset := vars(value).keys() - value.__pydantic_fields_set__:
+        extra = value.__pydantic_extra__ or {}
+        names = payload.keys() | extra.keys()
+        if not value.model_fields_set <= names:
+            raise EncodeError("its model_fields_set has names that it has no attributes for")
+        if unset := names - value.model_fields_set:
             payload[_UNSET] = sorted(unset)
-        if value.__pydantic_extra__:
-            payload[_EXTRA] = encoder.attributes(value.__pydantic_extra__.copy())
+        if extra:
+            payload[_EXTRA] = encoder.attributes(extra.copy())
         if value.__pydantic_private__:
             payload[_PRIVATE] = encoder.attributes(value.__pydantic_private__.copy())
         return payload
 
     def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
         unset, extra, private = (payload.pop(name, None) for name in (_UNSET, _EXTRA, _PRIVATE))
+        extra, private = decoder.members(extra or {}), decoder.members(private or {})
         members = decoder.members(payload)
         value = kind.__new__(kind)
         added = {
@@ -40,11 +46,9 @@ def pydantic_form(kind: Any, tag: str) -> Form:
         }
         value.__setstate__({
             "__dict__": {**members, **added},
-            "__pydantic_fields_set__": set(members) - set(unset or ()),
-            "__pydantic_extra__": decoder.members(extra or {}) if _takes_extra(kind) else None,
-            "__pydantic_private__": (
-                decoder.members(private or {}) if kind.__private_attributes__ else None
-            ),
+            "__pydantic_fields_set__": (members.keys() | extra.keys()) - set(unset or ()),
+            "__pydantic_extra__": extra if _takes_extra(kind) else None,
+            "__pydantic_private__": private if kind.__private_attributes__ else None,
         })
         return value
 

@@ -11,11 +11,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from types import MemberDescriptorType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder, asked
 from kvpersist.errors import EncodeError
+
+Default: TypeAlias = Callable[[Any], Any]
+"""Makes the value of a field for an object."""
 
 _STATE: Final = "$state"
 _GENERATED: Final = {
@@ -34,8 +37,7 @@ class State:
         self._slots = dict(slots(kind))
         self._has_dict = kind.__dictoffset__ != 0
         self._defaults = dict(_defaults(kind))
-        self._required = frozenset(_required(kind))
-        self._all = self._required | self._defaults.keys()
+        self._fields = self._defaults.keys() | set(_required(kind))
         self._get: Callable[[Any], object] | None = _own(kind, "__getstate__")
         self._set: Callable[[Any, object], None] | None = _own(kind, "__setstate__")
 
@@ -44,8 +46,8 @@ class State:
         if self._get is not None:
             return {_STATE: encoder.value(asked(self._get, value))}
         attributes = self._attributes(value)
-        if not attributes.keys() >= self._required:
-            missing = self._required - attributes.keys()
+        if not attributes.keys() >= self._fields:
+            missing = self._fields - attributes.keys()
             raise EncodeError(
                 f"a {type(value).__qualname__} without its {', '.join(sorted(missing))}; "
                 "an object must be complete to be stored"
@@ -75,18 +77,17 @@ class State:
         return attributes
 
     def _fill(self, value: Any, attributes: dict[str, Any]) -> None:
-        if attributes.keys() >= self._all:
-            self._put(value, attributes)
+        self._put(value, attributes)
+        if attributes.keys() >= self._fields:
             return
-        missing = self._defaults.keys() - attributes.keys()
-        if lost := self._required - attributes.keys() - missing:
+        missing = self._fields - attributes.keys()
+        if lost := missing - self._defaults.keys():
             raise ValueError(
                 f"it has no {', '.join(sorted(lost))}; a field that is added later needs a default"
             )
-        self._put(value, attributes)
-        for name in self._defaults:
-            if name in missing:
-                self._put(value, {name: self._defaults[name](value)})
+        # In the order of the class: a default of attrs may look at what comes before it.
+        for name in filter(missing.__contains__, self._defaults):
+            self._put(value, {name: self._defaults[name](value)})
 
     def _put(self, value: Any, attributes: dict[str, Any]) -> None:
         if self._has_dict and not self._slots:
@@ -136,27 +137,40 @@ def _own(kind: type, name: str) -> Any:
     return None if (hook.__module__, hook.__name__) in _GENERATED else hook
 
 
-def _defaults(kind: type) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Yield what stands in for fields that a stored object does not have."""
+def _defaults(kind: type) -> Iterator[tuple[str, Default]]:
+    """Yield what stands in for fields that an object lacks which was stored before they were added.
+
+    A field that lives in the class as long as an object has no value for it needs nothing.
+    """
     if dataclasses.is_dataclass(kind):
         for field in dataclasses.fields(kind):
             if field.default_factory is not dataclasses.MISSING:
-                yield field.name, lambda _, make=field.default_factory: make()
-            elif field.default is not dataclasses.MISSING:
-                yield field.name, lambda _, default=field.default: default
+                yield field.name, _calling(field.default_factory)
+            elif field.init and field.default is not dataclasses.MISSING:
+                if isinstance(getattr(kind, field.name), MemberDescriptorType):
+                    yield field.name, _always(field.default)
     for attribute in getattr(kind, "__attrs_attrs__", ()):
-        if attribute.default is not sys.modules["attr"].NOTHING:
-            yield attribute.name, lambda value, default=attribute.default: _attrs_default(value, default)
+        default = attribute.default
+        if isinstance(default, sys.modules["attr"].Factory):
+            yield attribute.name, default.factory if default.takes_self else _calling(default.factory)
+        elif default is not sys.modules["attr"].NOTHING:
+            yield attribute.name, _always(default)
 
 
-def _attrs_default(value: Any, default: Any) -> Any:
-    if isinstance(default, sys.modules["attr"].Factory):
-        return default.factory(value) if default.takes_self else default.factory()
-    return default
+def _calling(factory: Callable[[], Any]) -> Default:
+    return lambda _: factory()
+
+
+def _always(default: Any) -> Default:
+    return lambda _: default
 
 
 def _required(kind: type) -> Iterator[str]:
-    """Yield the fields that every object has."""
+    """Yield the fields that every object has, because there is no default."""
     if dataclasses.is_dataclass(kind):
-        yield from (field.name for field in dataclasses.fields(kind) if field.init)
-    yield from (attribute.name for attribute in getattr(kind, "__attrs_attrs__", ()) if attribute.init)
+        for field in dataclasses.fields(kind):
+            if field.init and field.default is field.default_factory is dataclasses.MISSING:
+                yield field.name
+    for attribute in getattr(kind, "__attrs_attrs__", ()):
+        if attribute.init and attribute.default is sys.modules["attr"].NOTHING:
+            yield attribute.name

@@ -13,7 +13,7 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from kvpersist.codec.decoder import Decoder
+from kvpersist.codec.decoder import Decoder, pair
 from kvpersist.codec.encoder import Encoder
 from kvpersist.codec.form import Form, text_form
 from kvpersist.errors import EncodeError
@@ -24,15 +24,13 @@ _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 def _is_offset(zone: tzinfo | None) -> bool:
     """Whether the text of a time with this zone tells all about it."""
-    return zone is None or zone is timezone.utc or (type(zone) is timezone and zone == _unnamed(zone) and _is_plain(zone))
-
-
-def _unnamed(zone: timezone) -> timezone:
-    return timezone(zone.utcoffset(None))
+    return zone is None or zone is timezone.utc or (type(zone) is timezone and _is_plain(zone))
 
 
 def _is_plain(zone: timezone) -> bool:
-    return zone.tzname(None) == _unnamed(zone).tzname(None)
+    """Whether there is no name to it, and no part of a second, which Python may read as UTC."""
+    offset = zone.utcoffset(None)
+    return offset.microseconds == 0 and zone.tzname(None) == timezone(offset).tzname(None)
 
 
 def _stored(value: Any, encoder: Encoder) -> object:
@@ -66,17 +64,21 @@ def _timedelta_value(payload: list[Any], _: Decoder) -> timedelta:
     return timedelta(days, seconds, microseconds)
 
 
-def _offset_text(zone: timezone, _: Encoder) -> object:
-    offset = time(tzinfo=_unnamed(zone)).isoformat().removeprefix("00:00:00")
-    return offset if _is_plain(zone) else [offset, zone.tzname(None)]
+def _offset_parts(zone: timezone, encoder: Encoder) -> object:
+    if _is_plain(zone):
+        return time(tzinfo=zone).isoformat().removeprefix("00:00:00")
+    return encoder.items([zone.utcoffset(None), zone.tzname(None)])
 
 
-def _offset_value(payload: Any, _: Decoder) -> timezone:
-    offset, *name = [payload] if type(payload) is str else payload
-    zone = time.fromisoformat("00:00:00" + offset).tzinfo
+def _offset_value(payload: list[Any], decoder: Decoder) -> timezone:
+    return timezone(*pair(decoder.items(payload)))
+
+
+def _offset_of(text: str) -> timezone:
+    zone = time.fromisoformat("00:00:00" + text).tzinfo
     if type(zone) is not timezone:
         raise ValueError("it must be an offset such as +02:00")
-    return timezone(_unnamed(zone).utcoffset(None), *name)
+    return zone
 
 
 def _zone_key(zone: ZoneInfo) -> str:
@@ -101,6 +103,8 @@ FORMS: Final[dict[type, Form]] = {
         _timedelta_value,
         (list,),
     ),
-    timezone: Form("$timezone", _offset_text, _offset_value, (str, list)),
+    timezone: Form(
+        "$timezone", _offset_parts, _offset_value, (str, list), from_text=_offset_of
+    ),
     ZoneInfo: text_form("$zoneinfo", _zone_key, _zone_value),
 }
