@@ -190,6 +190,10 @@ class Codec:
             )
         return value
 
+    def tags(self) -> set[str]:
+        """Return all tags that can be read, those of the user's classes included."""
+        return set(self._forms)
+
     def _form_of(self, kind: type) -> Form | None:
         """Return how a class of the user's is stored; None for a type that is known anyway."""
         if kind in _BUILTIN or kind in _PLAIN or kind is defaultdict:

@@ -223,8 +223,8 @@ TYPES: list[type | Named] = [
 ]
 
 
-def make_codec() -> Codec:
-    codec = Codec(TYPES)
+def make_codec(**arguments: Any) -> Codec:
+    codec = Codec(TYPES, **arguments)
     codec.register(
         Money,
         "money",
