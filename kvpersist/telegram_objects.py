@@ -76,7 +76,9 @@ class TelegramObjects:
     def _bot_form(self) -> Form:
         def encode(bot: Bot, _: Encoder) -> None:
             if bot is not self._get_bot():
-                raise EncodeError("a bot, but not the one that is running; only that one comes back")
+                raise EncodeError(
+                    "a bot, but not the one that is running; only that one comes back"
+                )
 
         def decode(_: None, __: Decoder) -> Bot:
             if (bot := self._get_bot()) is None:

@@ -53,7 +53,10 @@ def _base_of(kind: type) -> _Base | None:
 def _check_protocol(kind: type, base: type) -> None:
     """Refuse what is restored by calling something, or keeps what Python code cannot see."""
     for name in _INHERITED:
-        if getattr(kind, name, None) not in {getattr(base, name, None), getattr(object, name, None)}:
+        if getattr(kind, name, None) not in {
+            getattr(base, name, None),
+            getattr(object, name, None),
+        }:
             raise ConfigurationError(
                 f"{qualified(kind)} has a {name} of its own; use Codec.register with encode= and decode="
             )
@@ -111,7 +114,9 @@ def _named_tuple_form(kind: Any, tag: str) -> Form:
 
     def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
         own = decoder.members({name: payload.pop(name) for name in fields if name in payload})
-        value = tuple.__new__(kind, [own[name] if name in own else defaults[name] for name in fields])
+        value = tuple.__new__(
+            kind, [own[name] if name in own else defaults[name] for name in fields]
+        )
         state.decode(value, payload, decoder)
         return value
 
@@ -139,7 +144,9 @@ def _enum_form(kind: type[Enum], tag: str) -> Form:
     return Form(tag, encode, decode, (str, int))
 
 
-def _filled(make: Callable[[type], Any], fill: Callable[[Any, Any], None]) -> Callable[[type, Any], Any]:
+def _filled(
+    make: Callable[[type], Any], fill: Callable[[Any, Any], None]
+) -> Callable[[type, Any], Any]:
     def restore(kind: type, items: Any) -> Any:
         value = make(kind)
         fill(value, items)
@@ -172,7 +179,9 @@ def _take_defaultdict(value: Any) -> Any:
 _BASES: Final = (
     _Base(
         OrderedDict,
-        lambda value: OrderedDict(zip(OrderedDict.keys(value), OrderedDict.values(value), strict=True)),
+        lambda value: OrderedDict(
+            zip(OrderedDict.keys(value), OrderedDict.values(value), strict=True)
+        ),
         _filled(OrderedDict.__new__, _set_items(OrderedDict.__setitem__)),
     ),
     _Base(defaultdict, _take_defaultdict, _filled(defaultdict.__new__, _fill_defaultdict)),

@@ -51,7 +51,9 @@ class Codec:
         self._types: dict[str, type] = {}
         self._encoders = _Encoders(self._find)
         self._encoders.update(_PLAIN)
-        self._forms: dict[str, Form] = {form.tag: form for form in (scalars.STR, scalars.INT, scalars.FLOAT)}
+        self._forms: dict[str, Form] = {
+            form.tag: form for form in (scalars.STR, scalars.INT, scalars.FLOAT)
+        }
         self._kinds: dict[type, Form] = {}
         for kind, form in _BUILTIN.items():
             self._add(kind, form)
@@ -89,7 +91,9 @@ class Codec:
         if not isinstance(kind, type):
             raise ConfigurationError(f"{kind!r} is not a class")
         if (encode is None) is not (decode is None):
-            raise ConfigurationError(f"{qualified(kind)} needs both encode= and decode=, or neither")
+            raise ConfigurationError(
+                f"{qualified(kind)} needs both encode= and decode=, or neither"
+            )
         if kind in _BUILTIN or kind in _PLAIN or kind is defaultdict:
             if name or encode:
                 raise ConfigurationError(f"{qualified(kind)} is stored as it is; leave it out")
@@ -104,7 +108,7 @@ class Codec:
             if self._types.setdefault(each, kind) is not kind:
                 raise ConfigurationError(
                     f"{each!r} is the name of both {qualified(self._types[each])} and "
-                    f"{qualified(kind)}; give one another: Named({kind.__qualname__}, \"…\")"
+                    f'{qualified(kind)}; give one another: Named({kind.__qualname__}, "…")'
                 )
             self._forms[_tag(each)] = form
         if self._names.setdefault(kind, name) != name:
@@ -263,7 +267,9 @@ def _text(make: Callable[[Encoder], object], encoders: _Encoders) -> bytes:
             error.path = error.path[:_PATH_LENGTH] + "…"
         raise
     except orjson.JSONEncodeError as error:
-        raise EncodeError(f"JSON has no words for it: {error}; keep names to what UTF-8 has") from error
+        raise EncodeError(
+            f"JSON has no words for it: {error}; keep names to what UTF-8 has"
+        ) from error
     except RecursionError as error:
         raise EncodeError("nested too deep for the stack of Python; make it flatter") from error
     except RuntimeError as error:

@@ -92,9 +92,7 @@ def defaultdict_form(names: Mapping[type, str], types: Mapping[str, type]) -> Fo
     return Form("$defaultdict", encode, decode, (list,))
 
 
-def _factory_name(
-    factory: Callable[[], Any] | None, names: Mapping[type, str]
-) -> str | None:
+def _factory_name(factory: Callable[[], Any] | None, names: Mapping[type, str]) -> str | None:
     if factory is None:
         return None
     if isinstance(factory, type):

@@ -79,4 +79,8 @@ class Extension(Protocol):
 
 def qualified(kind: type) -> str:
     """Return how errors call a class."""
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )

@@ -44,12 +44,14 @@ def pydantic_form(kind: Any, tag: str) -> Form:
             for name, field in kind.__pydantic_fields__.items()
             if name not in members
         }
-        value.__setstate__({
-            "__dict__": {**members, **added},
-            "__pydantic_fields_set__": (members.keys() | extra.keys()) - set(unset or ()),
-            "__pydantic_extra__": extra if _takes_extra(kind) else None,
-            "__pydantic_private__": private if kind.__private_attributes__ else None,
-        })
+        value.__setstate__(
+            {
+                "__dict__": {**members, **added},
+                "__pydantic_fields_set__": (members.keys() | extra.keys()) - set(unset or ()),
+                "__pydantic_extra__": extra if _takes_extra(kind) else None,
+                "__pydantic_private__": private if kind.__private_attributes__ else None,
+            }
+        )
         return value
 
     return Form(tag, encode, decode, (dict,))

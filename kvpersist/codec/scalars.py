@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation
+from decimal import (
+    MAX_EMAX,
+    MAX_PREC,
+    MIN_EMIN,
+    Context,
+    Decimal,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+)
 from fractions import Fraction
 from math import copysign, isfinite, isnan
 from typing import Any, Final
@@ -27,7 +36,12 @@ _UNSAFE: Final = re.compile("[\\\\\ud800-\udfff]")
 _ESCAPE: Final = re.compile(r"\\(?:u([0-9a-f]{4}))?")
 # Decimal() itself obeys the traps of the context that is current, which are the user's.
 _EXACT: Final = Context(
-    prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, capitals=1, clamp=0, traps=[InvalidOperation]
+    prec=MAX_PREC,
+    Emin=MIN_EMIN,
+    Emax=MAX_EMAX,
+    capitals=1,
+    clamp=0,
+    traps=[InvalidOperation, Inexact, Overflow],
 )
 
 
@@ -99,7 +113,9 @@ def _number(value: object) -> float:
 def _fraction_parts(value: Fraction, encoder: Encoder) -> object:
     parts = [value.numerator, value.denominator]
     if max(part.bit_length() for part in parts) > _FRACTION_BITS:
-        raise EncodeError(f"a Fraction of more than {_FRACTION_BITS} bits; round it, or register it")
+        raise EncodeError(
+            f"a Fraction of more than {_FRACTION_BITS} bits; round it, or register it"
+        )
     return encoder.items(parts)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder, asked
+from kvpersist.codec.form import BASE
 from kvpersist.errors import EncodeError
 
 Default: TypeAlias = Callable[[Any], Any]
@@ -52,6 +53,8 @@ class State:
                 f"a {type(value).__qualname__} without its {', '.join(sorted(missing))}; "
                 "an object must be complete to be stored"
             )
+        if _STATE in attributes or BASE in attributes:
+            raise EncodeError(f"an attribute that is called {_STATE} or {BASE}; rename it")
         return encoder.attributes(attributes)
 
     def decode(self, value: Any, payload: dict[str, Any], decoder: Decoder) -> None:
@@ -152,7 +155,10 @@ def _defaults(kind: type) -> Iterator[tuple[str, Default]]:
     for attribute in getattr(kind, "__attrs_attrs__", ()):
         default = attribute.default
         if isinstance(default, sys.modules["attr"].Factory):
-            yield attribute.name, default.factory if default.takes_self else _calling(default.factory)
+            yield (
+                attribute.name,
+                default.factory if default.takes_self else _calling(default.factory),
+            )
         elif default is not sys.modules["attr"].NOTHING:
             yield attribute.name, _always(default)
 

@@ -103,8 +103,6 @@ FORMS: Final[dict[type, Form]] = {
         _timedelta_value,
         (list,),
     ),
-    timezone: Form(
-        "$timezone", _offset_parts, _offset_value, (str, list), from_text=_offset_of
-    ),
+    timezone: Form("$timezone", _offset_parts, _offset_value, (str, list), from_text=_offset_of),
     ZoneInfo: text_form("$zoneinfo", _zone_key, _zone_value),
 }

@@ -20,7 +20,8 @@ from kvpersist.codec.encoder import Encoder
 from kvpersist.codec.form import Form, text_form
 from kvpersist.errors import EncodeError
 
-_PATTERN_LENGTH: Final = 4096
+_PATTERN_LENGTH: Final = 1000
+"""Compiling takes up to some milliseconds for each character, if ranges ignore case."""
 _PATTERN_FLAGS: Final = int(
     re.ASCII | re.IGNORECASE | re.LOCALE | re.MULTILINE | re.DOTALL | re.UNICODE | re.VERBOSE
 )
@@ -100,4 +101,3 @@ FORMS: Final[dict[type, Form]] = {
     **{kind: text_form(tag, str, kind) for kind, tag in _ADDRESSES.items()},
     **{kind: _path_form(tag, kind) for kind, tag in _PATHS.items()},
 }
-

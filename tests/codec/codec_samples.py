@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -216,8 +223,33 @@ class Box(Generic[T]):
 
 
 TYPES: list[type | Named] = [
-    *(Color, Level, Mode, Access, Bits, Order, Point, Point3, Slotted, KeywordOnly, Pair, NamedPair),
-    *(Address, FrozenAddress, Profile, Ticket, FrozenTicket, Cart, Queue, Tags, Rights, Name, Amount),
+    *(
+        Color,
+        Level,
+        Mode,
+        Access,
+        Bits,
+        Order,
+        Point,
+        Point3,
+        Slotted,
+        KeywordOnly,
+        Pair,
+        NamedPair,
+    ),
+    *(
+        Address,
+        FrozenAddress,
+        Profile,
+        Ticket,
+        FrozenTicket,
+        Cart,
+        Queue,
+        Tags,
+        Rights,
+        Name,
+        Amount,
+    ),
     *(Ratio, Raw, Triple, Tally, Ordered, Grouped, Window, Plain, Secretive, Mixed, Connection),
     Named(Box, "box", aliases=("shop.Box",)),
 ]
@@ -252,13 +284,17 @@ class Zone(tzinfo):
 ZONES = st.one_of(
     st.just(timezone.utc),
     st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23))),
-    st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)), st.text(max_size=5)),
+    st.builds(
+        timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)), st.text(max_size=5)
+    ),
     st.sampled_from(["Europe/Berlin", "UTC", "America/New_York", "Etc/GMT+5"]).map(ZoneInfo),
 )
 TEXTS = st.one_of(
     st.text(max_size=8),
     st.text(st.characters(exclude_categories=()), max_size=4),
-    st.sampled_from(["", "\0", "$", "$tuple", "$$", "$:Order", "\ud800", "\ud83d\ude00", "\\u0041"]),
+    st.sampled_from(
+        ["", "\0", "$", "$tuple", "$$", "$:Order", "\ud800", "\ud83d\ude00", "\\u0041"]
+    ),
 )
 INTS = st.one_of(
     st.integers(-(10**6), 10**6),
@@ -366,7 +402,9 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         mappings.map(Tally),
         st.builds(with_attributes, mappings.map(Ordered), attributes),
         st.builds(with_attributes, st.builds(Grouped, factories, mappings), attributes),
-        st.builds(with_attributes, st.builds(Window, items, st.none() | st.integers(3, 9)), attributes),
+        st.builds(
+            with_attributes, st.builds(Window, items, st.none() | st.integers(3, 9)), attributes
+        ),
         attributes.map(lambda names: Plain(**names)),
         st.builds(hidden, inner),
         st.builds(with_attributes, st.builds(Mixed, inner), attributes),
@@ -383,8 +421,14 @@ PLAIN = st.recursive(
     | st.integers(-(2**63), 2**64 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="utf-8"), max_size=8),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(st.characters(codec="utf-8", exclude_characters="$"), max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(st.characters(codec="utf-8", exclude_characters="$"), max_size=4),
+            inner,
+            max_size=4,
+        )
+    ),
     max_leaves=20,
 )
 
@@ -398,7 +442,9 @@ def same(left: Any, right: Any) -> bool:
     if kind is not type(right):
         return False
     if kind is float:
-        return struct.pack("d", left) == struct.pack("d", right) or (left != left and right != right)
+        return struct.pack("d", left) == struct.pack("d", right) or (
+            left != left and right != right
+        )
     for kinds, parts in _PARTS.items():
         if kind in kinds:
             return _all_same(parts(left), parts(right))
@@ -407,14 +453,22 @@ def same(left: Any, right: Any) -> bool:
     if kind in _ATOMS:
         return bool(left == right)
     if kind is Connection or kind is Plain:
-        return same(left.__getstate__() if kind is Connection else vars(left),
-                    right.__getstate__() if kind is Connection else vars(right))
+        return same(
+            left.__getstate__() if kind is Connection else vars(left),
+            right.__getstate__() if kind is Connection else vars(right),
+        )
     return _all_same(_as_pickle_does(left), _as_pickle_does(right))
 
 
 def _as_pickle_does(value: Any) -> list[Any]:
     made, arguments, state, items, members = (*value.__reduce_ex__(4), None, None, None, None)[:5]
-    return [made.__qualname__, *arguments, state, list(items or ()), [list(m) for m in members or ()]]
+    return [
+        made.__qualname__,
+        *arguments,
+        state,
+        list(items or ()),
+        [list(m) for m in members or ()],
+    ]
 
 
 def _all_same(left: Any, right: Any) -> bool:
@@ -429,8 +483,24 @@ def _shown(item: Any) -> Any:
     return _in_order(item) if isinstance(item, frozenset) else item
 
 
-_ATOMS = {str, int, bool, bytes, bytearray, type(None), range, date, timedelta, Fraction,
-          IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network}
+_ATOMS = {
+    str,
+    int,
+    bool,
+    bytes,
+    bytearray,
+    type(None),
+    range,
+    date,
+    timedelta,
+    Fraction,
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+}
 _PARTS: dict[tuple[type, ...], Any] = {
     (list, tuple): list,
     (dict, OrderedDict, Counter): lambda value: [part for item in value.items() for part in item],
@@ -442,7 +512,11 @@ _PARTS: dict[tuple[type, ...], Any] = {
     (SimpleNamespace,): lambda value: [vars(value)],
     (complex,): lambda value: [value.real, value.imag],
     (Decimal,): lambda value: list(map(str, value.as_tuple())),
-    (datetime, time): lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, value.tzinfo],
+    (datetime, time): lambda value: [
+        value.replace(tzinfo=None).isoformat(),
+        value.fold,
+        value.tzinfo,
+    ],
     (timezone,): lambda value: [value.utcoffset(None), value.tzname(None)],
     (ZoneInfo,): lambda value: [value.key],
     (UUID,): lambda value: [value.int, value.is_safe],

@@ -53,7 +53,9 @@ def test_sqlite_reads_every_text_as_json(value: Any) -> None:
     assert row == (1, text.decode())
 
 
-@pytest.mark.parametrize("value", [{"$tuple": [1]}, {"$$tuple": [1]}, {"$": 1}, {"$:Order": {}}, {"$x": (1,)}])
+@pytest.mark.parametrize(
+    "value", [{"$tuple": [1]}, {"$$tuple": [1]}, {"$": 1}, {"$:Order": {}}, {"$x": (1,)}]
+)
 def test_a_dict_that_looks_like_a_tag_is_escaped(value: Any) -> None:
     """Nobody's own data is taken for a tag."""
     text = CODEC.encode(value)
