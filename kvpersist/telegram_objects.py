@@ -59,7 +59,7 @@ class TelegramObjects:
         """Return every public class of `telegram`, and every enum of `telegram.constants`."""
         yield telegram.InputFile, adopt(telegram.InputFile, "$telegram.InputFile")
         yield _DEFAULT, adopt(_DEFAULT, "$telegram.DefaultValue")
-        for kind in _classes(telegram, TelegramObject) - {TelegramObject, Bot}:
+        for kind in _classes(telegram, TelegramObject) - {Bot}:
             yield kind, self._object_form(kind, f"$telegram.{kind.__qualname__}")
         for kind in filter(len, _classes(constants, Enum)):
             yield kind, adopt(kind, f"$telegram.constants.{kind.__qualname__}")
@@ -180,7 +180,9 @@ class _Model:
 
     def _probe(self, given: set[str]) -> dict[str, Any]:
         """Return the attributes of an object that is made of `given`; none if it cannot be made."""
-        arguments = {name: _example(str(self._parameters[name].annotation)) for name in given}
+        arguments: dict[str, Any] = {
+            name: _example(str(self._parameters[name].annotation)) for name in given
+        }
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

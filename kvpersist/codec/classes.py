@@ -58,11 +58,13 @@ def _check_protocol(kind: type, base: type) -> None:
             getattr(object, name, None),
         }:
             raise ConfigurationError(
-                f"{qualified(kind)} has a {name} of its own; use Codec.register with encode= and decode="
+                f"{qualified(kind)} has a {name} of its own; "
+                "use Codec.register with encode= and decode="
             )
     if base is object and _hides_something(kind):
         raise ConfigurationError(
-            f"{qualified(kind)} is not written in Python; use Codec.register with encode= and decode="
+            f"{qualified(kind)} is not written in Python; "
+            "use Codec.register with encode= and decode="
         )
 
 
@@ -76,7 +78,7 @@ def _object_form(kind: type, tag: str) -> Form:
     state = State(kind)
 
     def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
-        value = object.__new__(kind)
+        value: Any = object.__new__(kind)
         state.decode(value, payload, decoder)
         return value
 
@@ -194,7 +196,7 @@ _BASES: Final = (
     _Base(list, list.copy, _filled(list.__new__, list.extend)),
     _Base(
         deque,
-        lambda value: deque(deque.__iter__(value), deque.maxlen.__get__(value)),  # type: ignore[attr-defined]
+        lambda value: deque(deque.__iter__(value), deque.maxlen.__get__(value)),
         _filled(deque.__new__, _fill_deque),
     ),
     _Base(set, lambda value: set().union(value), _filled(set.__new__, set.update)),

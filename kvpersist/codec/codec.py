@@ -86,7 +86,7 @@ class Codec:
             decode: Makes the object again from what `encode` returned.
 
         Raises:
-            ConfigurationError: Another class has that name, or this class needs `encode` and `decode`.
+            ConfigurationError: Another class has the name, or this one needs `encode` and `decode`.
         """
         if not isinstance(kind, type):
             raise ConfigurationError(f"{kind!r} is not a class")
@@ -130,7 +130,7 @@ class Codec:
         """Return the value that `encode` made `text` from.
 
         Raises:
-            DecodeError: `text` is no JSON, or means nothing that could be restored. It names no row.
+            DecodeError: `text` is no JSON, or means nothing that can be restored. It names no row.
         """
         try:
             value = orjson.loads(text)
@@ -329,11 +329,11 @@ def _checked_members(members: list[tuple[str, Any]]) -> dict[str, Any]:
 def _unknown(tag: str) -> DecodeError:
     if tag.startswith("$:"):
         return DecodeError(
-            f"an object of the class {tag[2:]!r}, which is not listed; add it to types=, or its old "
-            "name to the aliases of the class that it has become"
+            f"an object of the class {tag[2:]!r}, which is not listed; add it to types=, or its "
+            "old name to the aliases of the class that it has become"
         )
     return DecodeError(
-        f"the tag {tag!r} is not known; a newer kvpersist, or the library it is named for, may read it"
+        f"the tag {tag!r} is not known; a newer kvpersist, or a newer library, may know it"
     )
 
 

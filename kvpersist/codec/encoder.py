@@ -99,7 +99,7 @@ class Encoder:
 
     def of_dict(self, value: dict[Any, Any]) -> object:
         """Return what stands for a dict."""
-        members = self.mapping(value.copy())
+        members: Any = self.mapping(value.copy())
         if len(members) != len(value):
             raise changed()
         if type(members) is list:
@@ -211,5 +211,5 @@ def under(step: str, error: EncodeError) -> EncodeError:
 def changed() -> EncodeError:
     """Return the error for a container that another thread works on."""
     return EncodeError(
-        "it changed while it was being stored; change what the bot has stored only on its event loop"
+        "it changed while it was being stored; change documents on the bot's event loop only"
     )

@@ -71,7 +71,7 @@ class Extension(Protocol):
         """Return the classes that are known from the start."""
 
     def adopt(self, kind: type, tag: str) -> Form | None:
-        """Return how a class that derives from one of the library's is stored; None if none does."""
+        """Return how a class derived from one of the library's is stored; None if it is not."""
 
     def find(self, kind: type) -> Form | None:
         """Return how a class is stored that nobody has listed; None to have it refused."""

@@ -75,7 +75,7 @@ class State:
         for name, slot in self._slots.items():
             try:
                 attributes[name] = slot.__get__(value)
-            except AttributeError:  # a slot may be empty
+            except AttributeError:  # noqa: PERF203  a slot may be empty
                 continue
         return attributes
 
@@ -111,7 +111,7 @@ class State:
         if self._set is not None:
             self._set(value, state)
             return
-        # Without the hook pickle takes the attributes, or two dicts of those with and without slots.
+        # Without the hook pickle takes the attributes, or two dicts: those without slots first.
         for attributes in state if type(state) is tuple else (state,):
             if attributes is not None:
                 self._put(value, attributes)
@@ -149,9 +149,12 @@ def _defaults(kind: type) -> Iterator[tuple[str, Default]]:
         for field in dataclasses.fields(kind):
             if field.default_factory is not dataclasses.MISSING:
                 yield field.name, _calling(field.default_factory)
-            elif field.init and field.default is not dataclasses.MISSING:
-                if isinstance(getattr(kind, field.name), MemberDescriptorType):
-                    yield field.name, _always(field.default)
+            elif (
+                field.init
+                and field.default is not dataclasses.MISSING
+                and isinstance(getattr(kind, field.name), MemberDescriptorType)
+            ):
+                yield field.name, _always(field.default)
     for attribute in getattr(kind, "__attrs_attrs__", ()):
         default = attribute.default
         if isinstance(default, sys.modules["attr"].Factory):

@@ -52,7 +52,7 @@ def _restore(parse: Callable[[str], Any]) -> Callable[[list[Any], Decoder], Any]
     return restore
 
 
-def _form(tag: str, kind: type[datetime] | type[time]) -> Form:
+def _form(tag: str, kind: type[datetime | time]) -> Form:
     parse = kind.fromisoformat
     return Form(tag, _stored, _restore(parse), (str, list), from_text=parse)
 

@@ -45,6 +45,10 @@ def codec(bot: Any = BOT, types: Any = ()) -> Codec:
     return Codec(types, extensions=[TelegramObjects(lambda: bot)])
 
 
+CODEC = codec()
+ATTEMPTS = 6
+
+
 def state(value: Any) -> Any:
     """What pickle sees of a Telegram object, all the way down, without what is only cached."""
     if isinstance(value, TelegramObject):
@@ -85,18 +89,18 @@ def example(kind: type, attempt: int) -> Any:
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_telegram_class_comes_back_with_all_its_attributes(kind: type) -> None:
     """No class is named anywhere in kvpersist; all are found, and all attributes are kept."""
-    tried = [value for attempt in range(20) if (value := example(kind, attempt)) is not None]
+    tried = [value for attempt in range(ATTEMPTS) if (value := example(kind, attempt)) is not None]
     for value in tried:
-        text = codec().encode(value)
-        back = codec().decode(text)
+        text = CODEC.encode(value)
+        back = CODEC.decode(text)
         assert state(back) == state(value) == state(pickle.loads(pickle.dumps(value)))
-        assert codec().encode(back) == text
+        assert CODEC.encode(back) == text
         assert back.get_bot() is BOT
 
 
 def test_most_classes_were_really_tried() -> None:
     """The test above is worth something."""
-    tried = {kind for kind in CLASSES if any(example(kind, attempt) for attempt in range(20))}
+    tried = {kind for kind in CLASSES if any(example(kind, attempt) for attempt in range(ATTEMPTS))}
     assert len(tried) > 0.9 * len(CLASSES)
 
 
@@ -111,7 +115,7 @@ def test_most_classes_were_really_tried() -> None:
 def test_every_constant_comes_back(kind: Any) -> None:
     """Enums of `telegram.constants` need no listing."""
     for member in kind:
-        assert codec().decode(codec().encode(member)) is member
+        assert CODEC.decode(CODEC.encode(member)) is member
 
 
 def test_a_message_comes_back_readable_and_equal() -> None:
