@@ -2,8 +2,8 @@
 
 Plain JSON values are stored as plain JSON. What JSON cannot tell apart is stored as an object of
 one member whose name is a tag: ``("page", 3)`` is ``{"$tuple": ["page", 3]}``. A dict of the
-user's that looks like a tagged value gets one more ``$`` in front of its only key. Everything else is
-refused: nothing is ever changed without a word. ``docs/format.md`` describes the format,
+user's that looks like a tagged value gets one more ``$`` in front of its only key. Everything else
+is refused: nothing is ever changed without a word. ``docs/format.md`` describes the format,
 ``docs/types.md`` every type.
 """
 

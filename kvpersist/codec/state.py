@@ -35,7 +35,10 @@ class State:
     """The attributes of the objects of one class."""
 
     def __init__(self, kind: type) -> None:
-        self._slots = dict(slots(kind))
+        members = dict(slots(kind))
+        # Python keeps slots in alphabetical order; a person expects that of the class.
+        named = [name for name in _field_names(kind) if name in members]
+        self._slots = {name: members[name] for name in (*named, *members)}
         self._has_dict = kind.__dictoffset__ != 0
         self._defaults = dict(_defaults(kind))
         self._fields = self._defaults.keys() | set(_required(kind))
@@ -172,6 +175,12 @@ def _calling(factory: Callable[[], Any]) -> Default:
 
 def _always(default: Any) -> Default:
     return lambda _: default
+
+
+def _field_names(kind: type) -> Iterator[str]:
+    if dataclasses.is_dataclass(kind):
+        yield from (field.name for field in dataclasses.fields(kind))
+    yield from (attribute.name for attribute in getattr(kind, "__attrs_attrs__", ()))
 
 
 def _required(kind: type) -> Iterator[str]:
