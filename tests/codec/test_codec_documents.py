@@ -115,6 +115,14 @@ def test_a_tagged_row_is_read_under_every_name_of_its_class() -> None:
         assert vars(codec.decode_document(row, Cart)) == {"owner": 5}
 
 
+def test_a_registered_class_may_be_stored_as_any_value() -> None:
+    """What is no object of its own keeps its tag."""
+    codec = Codec()
+    codec.register(Plain, "plain", encode=lambda plain: plain.a, decode=lambda a: Plain(a=a))
+    assert codec.encode_document(Plain(a="x"), Plain) == b'{"$:plain":"x"}'
+    assert same(codec.decode_document(b'{"$:plain":"x"}', Plain), Plain(a="x"))
+
+
 def test_a_registered_class_of_a_document_is_read_back() -> None:
     """What `encode=` returns may be an object like any other."""
     codec = Codec()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import UserDict, defaultdict
+from collections import OrderedDict, UserDict, defaultdict
 from datetime import datetime
 from fractions import Fraction
 from pathlib import PurePath
@@ -199,6 +199,22 @@ def test_a_container_that_changes_while_it_is_stored_is_refused() -> None:
     for value in (document, items):
         with pytest.raises(EncodeError, match="changed while it was being stored"):
             codec.encode({"outer": value})
+
+
+def test_a_container_that_changes_while_it_is_copied_is_refused() -> None:
+    """What Python notices itself is an error of the document as well."""
+    armed = False
+
+    class Key:
+        def __hash__(self) -> int:
+            if armed:
+                ordered[object()] = 1
+            return 1
+
+    ordered: OrderedDict[Any, int] = OrderedDict({Key(): 1, 2: 2})
+    armed = True
+    with pytest.raises(EncodeError, match="changed while it was being stored"):
+        CODEC.encode(ordered)
 
 
 def test_documents_that_other_threads_change_are_stored_or_refused() -> None:

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 CODEC = make_codec()
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(VALUES)
 def test_every_value_comes_back_the_same(value: Any) -> None:
     """Every supported type round-trips inside every container, and its text is stable."""
