@@ -1,5 +1,6 @@
 """Write-through persistence for python-telegram-bot: every document is one JSON row."""
 
+from kvpersist.codec import Codec, Named
 from kvpersist.errors import (
     ConfigurationError,
     DecodeError,
@@ -19,6 +20,7 @@ from kvpersist.persistence import KVPersistence
 from kvpersist.stores import MemoryStore, SqliteStore, Store
 
 __all__ = [
+    "Codec",
     "ConfigurationError",
     "DecodeError",
     "DocumentError",
@@ -26,6 +28,7 @@ __all__ = [
     "KVPersistError",
     "KVPersistence",
     "MemoryStore",
+    "Named",
     "NewerSchemaError",
     "NotAStoreError",
     "OpenError",

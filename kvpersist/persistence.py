@@ -8,14 +8,16 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
+from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 
 from kvpersist import keys
 from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
-from kvpersist.codec import Codec
+from kvpersist.codec import Codec, Named, become
 from kvpersist.errors import ConfigurationError, DecodeError, DocumentError, EncodeError, WriteError
 from kvpersist.group_commit import GroupCommit
 from kvpersist.stores import SqliteStore, Store
+from kvpersist.telegram_objects import TelegramObjects
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
@@ -46,7 +48,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             because at 0 PTB keeps a processor core busy with nothing else.
         context_types: What is given to ``ApplicationBuilder.context_types``, if anything: custom
             ``user_data``, ``chat_data`` and ``bot_data`` come back as instances of their classes.
-        types: The bot's own classes that documents may contain.
+        types: The bot's own classes that documents, states and callback data may contain, each as
+            itself or as `Named`. Classes in `context_types` need not be listed.
+
+    Attributes:
+        store: Where the rows are.
+        codec: How values become rows; `Codec.register` takes classes that need functions for it.
 
     Raises:
         ConfigurationError: An argument cannot work. No file was touched.
@@ -60,7 +67,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         store_data: PersistenceInput | None = None,
         update_interval: float = 1.0,
         context_types: None = None,
-        types: Collection[type] = (),
+        types: Collection[type | Named] = (),
     ) -> None: ...
 
     @overload
@@ -71,7 +78,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         store_data: PersistenceInput | None = None,
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD],
-        types: Collection[type] = (),
+        types: Collection[type | Named] = (),
     ) -> None: ...
 
     def __init__(
@@ -81,7 +88,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         store_data: PersistenceInput | None = None,
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD] | None = None,
-        types: Collection[type] = (),
+        types: Collection[type | Named] = (),
     ) -> None:
         if not update_interval > 0:
             raise ConfigurationError(
@@ -91,7 +98,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         super().__init__(store_data=store_data, update_interval=update_interval)
         self.store = store if isinstance(store, Store) else SqliteStore(store)
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
-        self._codec = Codec(tuple(types))
+        self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
         self._commits = GroupCommit(self.store)
         self._keyboards: KeyboardDocuments | None = None
 
@@ -316,9 +323,11 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
     def _take_document(self, key: str, text: bytes, kind: type[D]) -> D:
         """Return the document in a row, and note that memory and the store agree about it."""
         with _naming(key):
-            document = self._codec.decode_document(text, kind)
-        # Another program may have written the same value in another way, with spaces for example.
-        self._commits.remember(key, text, self._encode_document(key, document, kind))
+            document: D = self.codec.decode_document(text, kind)
+            own_text = self.codec.encode_document(document, kind)
+            if own_text != text:  # another program has written it, with spaces for example
+                self.codec.check(text)
+        self._commits.remember(key, text, own_text)
         return document
 
     async def _update(self, key: str, document: object, kind: type) -> None:
@@ -335,10 +344,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if self._is_changed(key, document, kind):
             _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
         elif text is None:
-            _replace(document, kind())
+            become(document, kind())
             self._commits.forget(key)
         else:
-            _replace(document, self._take_document(key, text, kind))
+            become(document, self._take_document(key, text, kind))
 
     def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
         """Whether memory holds something that the store, as far as is known, does not."""
@@ -352,15 +361,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _encode_document(self, key: str, document: object, kind: type) -> bytes:
         with _naming(key):
-            return self._codec.encode_document(document, kind)
+            return self.codec.encode_document(document, kind)
 
     def _encode(self, key: str, value: object) -> bytes:
         with _naming(key):
-            return self._codec.encode(value)
+            return self.codec.encode(value)
 
     def _decode(self, key: str, text: bytes) -> Any:
         with _naming(key):
-            return self._codec.decode(text)
+            return self.codec.decode(text)
 
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)
@@ -368,10 +377,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _conversation(self, prefix: str, row: str) -> ConversationKey:
         text = row[len(prefix) :].encode()
-        key = self._decode(row, text)
-        if type(key) is not list or self._encode(row, key) != text:
-            raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
-        return tuple(key)
+        parts = self._decode(row, text)
+        if type(parts) is list and self._encode(row, parts) == text:
+            with suppress(TypeError):
+                hash(key := tuple(parts))
+                return key
+        raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
+
+    def _running_bot(self) -> Bot | None:
+        return self.bot
 
 
 @contextmanager
@@ -382,10 +396,3 @@ def _naming(key: str) -> Iterator[None]:
     except DocumentError as error:
         error.key = key
         raise
-
-
-def _replace(document: object, new: object) -> None:
-    """Make `document`, which PTB holds, equal to `new`."""
-    content = cast("dict[Any, Any]", document)
-    content.clear()
-    content.update(cast("dict[Any, Any]", new))
