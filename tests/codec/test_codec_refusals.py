@@ -145,9 +145,10 @@ def test_a_path_whose_text_means_another_is_refused(monkeypatch: pytest.MonkeyPa
     """Nothing is stored that would come back as another path."""
     from pathlib import PureWindowsPath
 
-    monkeypatch.setattr(PurePath, "__str__", lambda _: "other")
-    with pytest.raises(EncodeError, match="means another path"):
-        CODEC.encode(PureWindowsPath("a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(PurePath, "__str__", lambda _: "other")
+        with pytest.raises(EncodeError, match="means another path"):
+            CODEC.encode(PureWindowsPath("a"))
 
 
 def test_an_enum_member_that_is_gone_is_refused() -> None:
