@@ -33,7 +33,7 @@ test: $(VENV)/installed
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(BIN)/pytest $(TESTS)
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/coverage report $(if $(filter tests,$(TESTS)),,--fail-under=0)
 
 ## All tests with the oldest supported Python, PTB, aiosqlite and orjson.
 oldest:

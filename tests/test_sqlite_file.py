@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 
 from kvpersist import (
+    ConfigurationError,
     KVPersistence,
     KVPersistError,
+    MemoryStore,
     NewerSchemaError,
     NotAStoreError,
     OpenError,
@@ -425,3 +427,41 @@ class TestForgottenClose:
 def test_a_path_shows_in_the_repr() -> None:
     """A log that shows a store shows which."""
     assert repr(SqliteStore("/data/bot.db")) == "SqliteStore('/data/bot.db')"
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ("", "is empty"),
+        ("~/bot.db", "expanduser"),
+        (":memory:", "MemoryStore"),
+        ("postgresql://localhost/bot", "postgresql URLs are not known"),
+        ("file:bot.db?mode=ro", "file URLs are not known"),
+        (b"bot.db", "a str or a Path"),
+        (None, "the methods of kvpersist.Store"),
+        (5, "the methods of kvpersist.Store"),
+        (MemoryStore, "this is <class .*MemoryStore"),
+    ],
+)
+def test_what_is_no_store_is_refused_at_once(store: object, words: str) -> None:
+    """A mistake in the constructor's first argument is told before any file is made."""
+    with pytest.raises(ConfigurationError, match=words):
+        KVPersistence(store)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"update_interval": None},
+        {"update_interval": "1"},
+        {"update_interval": 0},
+        {"update_interval": float("nan")},
+        {"store_data": {"chat_data": True}},
+        {"context_types": dict},
+    ],
+    ids=repr,
+)
+def test_other_wrong_arguments_are_refused_at_once(wrong: dict[str, object]) -> None:
+    """Each of them is named, with what was given."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        KVPersistence("bot.db", **wrong)  # type: ignore[call-overload]

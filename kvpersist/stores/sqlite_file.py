@@ -86,7 +86,7 @@ def open_file(name: str, busy_timeout: float) -> sqlite3.Connection:
             ownership.release()
             raise
     except (sqlite3.Error, OSError, ValueError) as error:
-        raise OpenError(f"{name} cannot be opened: {error}") from error
+        raise OpenError(f"{name} cannot be opened: {error}; name a file on a local disk") from error
 
 
 def open_reader(name: str, busy_timeout: float) -> sqlite3.Connection:
@@ -125,7 +125,10 @@ def _is_new(path: Path, busy_timeout: float) -> bool:
             objects = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
     except sqlite3.DatabaseError as error:
         if "not a database" in str(error):
-            raise NotAStoreError(f"{path} is not a SQLite file; name another file") from error
+            raise NotAStoreError(
+                f"{path} is not a SQLite file, nor one of kvpersist's (PicklePersistence's files "
+                "are none); name another file"
+            ) from error
         raise
     if pages == 0:
         return True
