@@ -204,6 +204,8 @@ class GroupCommit:
             done for done in (self._this_commit, self._next_commit) if done and not done.done()
         ]
         self._committer = self._this_commit = self._next_commit = None
+        if not committer.cancelled() and committer.exception() is None:
+            return
         self._keep_in_flight()
         interrupted = CancelledError("the commit was cancelled")
         for done in waiting:
