@@ -25,15 +25,14 @@ def decodes_or_refuses(text: bytes) -> None:
     try:
         value = CODEC.decode(text)
         CODEC.check(text)
-    except DecodeError as error:
-        assert str(error)
+    except DecodeError:
         return
     CODEC.encode(value)
 
 
 def mutated(text: bytes, seed: int) -> bytes:
     """Replace, remove, repeat or insert some bytes."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311  nothing is kept secret
     result = bytearray(text)
     for _ in range(chance.randint(1, 3)):
         at = chance.randrange(len(result) + 1)
