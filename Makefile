@@ -26,7 +26,7 @@ $(VENV)/installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy kvpersist tests examples
+	$(BIN)/mypy kvpersist tests examples benchmarks
 
 ## All tests, on the installed wheel, with branch coverage.
 test: $(VENV)/installed

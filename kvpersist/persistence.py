@@ -150,7 +150,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         documents: dict[str, Document] = {}
         async with self._reading():
             async for key, text in self._commits.scan(keys.CALLBACK):
-                document = self._decode(key, text)
+                document = self._take(key, text)
                 if not is_keyboard(document):
                     raise DecodeError(
                         "not a keyboard of kvpersist; mend or delete the row", key=key
@@ -171,7 +171,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         conversations: ConversationDict = {}
         async with self._reading():
             async for key, text in self._commits.scan(prefix):
-                conversations[self._conversation(prefix, key)] = self._decode(key, text)
+                conversations[self._conversation(prefix, key)] = self._take(key, text)
                 self._commits.remember(key, text)
         return conversations
 
@@ -332,6 +332,14 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 self.codec.check(text)
         self._commits.remember(key, text, own_text)
         return document
+
+    def _take(self, key: str, text: bytes) -> Any:
+        """Return the value in a row that is none of the documents of `context_types`."""
+        value = self._decode(key, text)
+        if self._encode(key, value) != text:
+            with _naming(key):
+                self.codec.check(text)
+        return value
 
     async def _update(self, key: str, document: object, kind: type) -> None:
         await self._commits.write({key: self._encode_document(key, document, kind)})
