@@ -31,7 +31,7 @@ check: $(VENV)/installed
 ## All tests, on the installed wheel, with branch coverage.
 test: $(VENV)/installed
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run $(BIN)/pytest $(TESTS)
+	$(BIN)/coverage run $(BIN)/pytest --numprocesses auto $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter tests,$(TESTS)),,--fail-under=0)
 

@@ -210,8 +210,7 @@ class GroupCommit:
         interrupted = CancelledError("the commit was cancelled")
         for done in waiting:
             done.set_result(dict.fromkeys(self._pending, interrupted))
-        if self._pending:
-            self._retry_later(interrupted)
+        self._retry_later(interrupted)
 
     async def _commit_pending(self) -> Refused:
         """Write what is pending; return the rows that were refused, and why.

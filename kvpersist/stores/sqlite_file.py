@@ -215,8 +215,7 @@ def _create_private(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        if path.stat().st_size == 0:
-            path.chmod(0o600)
+        path.chmod(0o600)
         return
     try:
         os.fchmod(descriptor, 0o600)  # whatever the umask took away
