@@ -122,7 +122,9 @@ class Decoder:
         """Return the value that is stored in this form."""
         if type(payload) not in form.payload:
             wanted = " or ".join(_TYPE_NAMES[kind] for kind in form.payload)
-            raise DecodeError(f"{form.tag} takes {wanted}, not {_shown(payload)}")
+            raise DecodeError(
+                f"{form.tag} takes {wanted}, not {_shown(payload)}; mend or delete the row"
+            )
         self._enter()
         try:
             value = form.decode(payload, self)
@@ -210,7 +212,8 @@ def _under(step: str, error: DecodeError) -> DecodeError:
 
 def _unreadable(form: Form, payload: object, error: Exception) -> DecodeError:
     return DecodeError(
-        f"cannot read {form.tag} of {_shown(payload)}: {type(error).__name__}: {error}"
+        f"cannot read {form.tag} of {_shown(payload)}: {type(error).__name__}: {error}; mend or "
+        "delete the row, or give the class back what it had (an enum: a member of the old name)"
     )
 
 
