@@ -325,7 +325,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _take_document(self, key: str, text: bytes, kind: type[D]) -> D:
         """Return the document in a row, and note that memory and the store agree about it."""
-        with _naming(key):
+        with _restoring(key):
             document: D = self.codec.decode_document(text, kind)
             own_text = self.codec.encode_document(document, kind)
             if own_text != text:  # another program has written it, with spaces for example
@@ -335,9 +335,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _take(self, key: str, text: bytes) -> Any:
         """Return the value in a row that is none of the documents of `context_types`."""
-        value = self._decode(key, text)
-        if self._encode(key, value) != text:
-            with _naming(key):
+        with _restoring(key):
+            value = self.codec.decode(text)
+            if self.codec.encode(value) != text:
                 self.codec.check(text)
         return value
 
@@ -407,6 +407,16 @@ def _naming(key: str) -> Iterator[None]:
     except DocumentError as error:
         error.key = key
         raise
+
+
+@contextmanager
+def _restoring(key: str) -> Iterator[None]:
+    """Do as `_naming`; a row that could not be stored again, nested too deep say, is unreadable."""
+    with _naming(key):
+        try:
+            yield
+        except EncodeError as error:
+            raise DecodeError(error.reason, path=error.path) from error
 
 
 def _check(name: str, value: object, kind: type) -> None:
