@@ -482,9 +482,9 @@ class TestForgottenClose:
         store = SqliteStore(bot_db)
         await store.open()
         with pytest.warns(ResourceWarning, match=f"{bot_db}.*was not closed: await Application"):
-            store.__del__()  # noqa: PLC2801  when the collector would come is anybody's guess
+            store.__del__()  # when the collector would come is anybody's guess
         await store.close()
-        store.__del__()  # noqa: PLC2801  and says nothing of a store that is closed
+        store.__del__()
 
     async def test_a_store_that_is_lost_at_exit_is_told(self, bot_db: Path) -> None:
         """The same warning, for whoever asks for such warnings."""
