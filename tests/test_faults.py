@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import sqlite3
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import stored
 
 from kvpersist import (
     DecodeError,
@@ -50,13 +50,6 @@ def quota(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def stored(path: Path) -> dict[str, object]:
-    """All rows, as any other program sees them."""
-    with closing(sqlite3.connect(path)) as reader:
-        rows = reader.execute("SELECT key, value FROM documents")
-        return {key: json.loads(text) for key, text in rows}
 
 
 async def test_a_short_lock_of_another_program_is_waited_for(bot_db: Path) -> None:

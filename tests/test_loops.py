@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import shutil
 import sqlite3
@@ -15,16 +14,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from stores import stored
 
 from kvpersist import KVPersistence, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
-
-
-def stored(path: Path) -> dict[str, object]:
-    """All rows, as any other program sees them."""
-    with closing(sqlite3.connect(path)) as reader:
-        rows = reader.execute("SELECT key, value FROM documents")
-        return {key: json.loads(text) for key, text in rows}
 
 
 def wait_for_threads() -> None:
