@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 from enum import Enum, Flag
-from typing import Any, Final
+from typing import Any
 
 from kvpersist.codec.bases import Base, base_of
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder
-from kvpersist.codec.form import BASE, Form, qualified
+from kvpersist.codec.form import BASE, Form
 from kvpersist.codec.models import pydantic_form, struct_form
-from kvpersist.codec.state import State, slots
-from kvpersist.errors import ConfigurationError, EncodeError
-
-_POINTER: Final = tuple.__itemsize__
-_INHERITED: Final = ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
+from kvpersist.codec.protocol import CALLS, check_layout, check_protocol
+from kvpersist.codec.state import State
+from kvpersist.errors import EncodeError
 
 
 def adopt(kind: type, tag: str) -> Form:
@@ -33,32 +31,10 @@ def adopt(kind: type, tag: str) -> Form:
     if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
         return _named_tuple_form(kind, tag)
     base = base_of(kind)
-    _check_protocol(kind, base.kind if base else object)
+    check_protocol(kind, base.kind if base else object, CALLS)
+    if base is None:
+        check_layout(kind)
     return _subclass_form(kind, tag, base) if base else _object_form(kind, tag)
-
-
-def _check_protocol(kind: type, base: type) -> None:
-    """Refuse what is restored by calling something, or keeps what Python code cannot see."""
-    for name in _INHERITED:
-        if getattr(kind, name, None) not in {
-            getattr(base, name, None),
-            getattr(object, name, None),
-        }:
-            raise ConfigurationError(
-                f"{qualified(kind)} has a {name} of its own; "
-                "use Codec.register with encode= and decode="
-            )
-    if base is object and _hides_something(kind):
-        raise ConfigurationError(
-            f"{qualified(kind)} is not written in Python; "
-            "use Codec.register with encode= and decode="
-        )
-
-
-def _hides_something(kind: type) -> bool:
-    """Whether there is more to an object than its attributes: pickle asks the same way."""
-    pointers = len(dict(slots(kind))) + 2  # and one each for __dict__ and __weakref__
-    return kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER or kind.__itemsize__ > 0
 
 
 def _object_form(kind: type, tag: str) -> Form:

@@ -51,7 +51,7 @@ class State:
         """Return a JSON object, one member for each attribute."""
         if self._get is not None:
             return {_STATE: encoder.value(asked(self._get, value))}
-        attributes = self._attributes(value)
+        attributes = self.attributes(value)
         if not attributes.keys() >= self._fields:
             missing = self._fields - attributes.keys()
             raise EncodeError(
@@ -77,7 +77,8 @@ class State:
         else:
             self._fill(value, decoder.members(payload))
 
-    def _attributes(self, value: Any) -> dict[str, Any]:
+    def attributes(self, value: Any) -> dict[str, Any]:
+        """Return the attributes that an object has."""
         attributes = vars(value).copy() if self._has_dict else {}
         for name, slot in self._slots.items():
             try:
@@ -86,20 +87,12 @@ class State:
                 continue
         return attributes
 
-    def _fill(self, value: Any, attributes: dict[str, Any]) -> None:
-        self._put(value, attributes)
-        if attributes.keys() >= self._fields:
-            return
-        missing = self._fields - attributes.keys()
-        if lost := missing - self._defaults.keys():
-            raise ValueError(
-                f"it has no {', '.join(sorted(lost))}; a field that is added later needs a default"
-            )
-        # In the order of the class: a default of attrs may look at what comes before it.
-        for name in filter(missing.__contains__, self._defaults):
-            self._put(value, {name: self._defaults[name](value)})
+    def put(self, value: Any, attributes: dict[str, Any]) -> None:
+        """Give `value` some attributes, past its `__setattr__`.
 
-    def _put(self, value: Any, attributes: dict[str, Any]) -> None:
+        Raises:
+            ValueError: There is no place for one.
+        """
         if self._has_dict and not self._slots:
             vars(value).update(attributes)
             return
@@ -114,6 +107,19 @@ class State:
         elif rest:
             raise ValueError(f"{type(value).__qualname__} has no {', '.join(rest)} any more")
 
+    def _fill(self, value: Any, attributes: dict[str, Any]) -> None:
+        self.put(value, attributes)
+        if attributes.keys() >= self._fields:
+            return
+        missing = self._fields - attributes.keys()
+        if lost := missing - self._defaults.keys():
+            raise ValueError(
+                f"it has no {', '.join(sorted(lost))}; a field that is added later needs a default"
+            )
+        # In the order of the class: a default of attrs may look at what comes before it.
+        for name in filter(missing.__contains__, self._defaults):
+            self.put(value, {name: self._defaults[name](value)})
+
     def _set_any(self, value: Any, state: Any) -> None:
         if self._set is not None:
             self._set(value, state)
@@ -123,7 +129,7 @@ class State:
             if attributes is not None:
                 if _STATE in attributes or BASE in attributes:
                     raise ValueError(f"{_STATE} and {BASE} are no attributes")
-                self._put(value, attributes)
+                self.put(value, attributes)
 
     def _as_pickle_has_it(self, attributes: dict[str, Any]) -> object:
         slots = {name: attributes.pop(name) for name in self._slots if name in attributes}

@@ -257,6 +257,30 @@ def test_private_slots_and_attributes_of_all_bases_are_kept() -> None:
     assert vars(back) == {"more": {2}}
 
 
+def test_classes_of_every_layout_are_python() -> None:
+    """A `__dict__`, weak references and slots, also one that a base has too, hide nothing."""
+
+    class Base:
+        __slots__ = ("__weakref__", "a")
+        a: Any
+
+    class Again(Base):
+        __slots__ = ("__dict__", "a")
+
+    class Bare:
+        __slots__ = ()
+
+    class Without(Bare):
+        __slots__ = ("a",)
+        a: Any
+
+    for kind in (Base, Again, Without):
+        codec = Codec([kind])
+        value = kind()
+        value.a = (1,)
+        assert codec.decode(codec.encode(value)).a == (1,)
+
+
 def test_a_proxy_keeps_the_type_of_its_dict() -> None:
     """`MappingProxyType` does not tell what it shows, and it is kept all the same."""
 

@@ -11,10 +11,11 @@ from contextlib import suppress
 from datetime import datetime
 from fractions import Fraction
 from pathlib import PurePath, PureWindowsPath
-from types import MappingProxyType, SimpleNamespace
+from types import CellType, MappingProxyType, SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import orjson
 import pytest
 from codec_samples import (
     Access,
@@ -269,6 +270,8 @@ def test_subclasses_are_never_flattened() -> None:
         ([list[int]], "is not a class"),
         ([Named(int, "number")], "leave it out"),
         ([type(threading.Lock())], "not written in Python"),
+        ([CellType], "not written in Python"),
+        ([orjson.Fragment], "not written in Python"),
         ([Nameless], "has a __reduce"),
         ([type("Failure", (Exception,), {})], "has a __reduce"),
     ],
