@@ -143,6 +143,12 @@ def test_what_cannot_be_read_is_refused_with_its_reason(text: bytes, reason: str
     assert caught.value.key == ""
 
 
+def _patterns(source: str, count: int) -> bytes:
+    """Return a row with many patterns, no two of which are the same."""
+    patterns = [{"$pattern": [f"{source}{at}", 32]} for at in range(count)]
+    return orjson.dumps(patterns)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -151,6 +157,10 @@ def test_what_cannot_be_read_is_refused_with_its_reason(text: bytes, reason: str
         b'{"$set":[{"$decimal":"1E+999999999"},{"$decimal":"-1E-999999999"}]}',
         b'{"$pattern":["(?i)' + b"[a-\xf4\x8f\xbf\xbf]" * 180 + b'",32]}',
         b'{"$pattern":["(((a{999}){999}){999}){999}",32]}',
+        _patterns("[Ā-ȀЀ]" * 150, 500),
+        _patterns("(?i)" + "[--\U0010ffff]" * 9, 500),
+        _patterns(r"(?i)" + r"[a-\U0010ffff]" * 9, 500),
+        _patterns(r"(?i)" + r"[a-\uffff]" * 99, 500),
         b"[" * 900 + b'"$"' + b"]" * 900,
     ],
 )

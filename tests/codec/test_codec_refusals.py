@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict, UserDict, defaultdict
 from contextlib import suppress
 from datetime import datetime
 from fractions import Fraction
+from ipaddress import ip_interface, ip_network
 from pathlib import PurePath, PureWindowsPath
 from types import CellType, MappingProxyType, SimpleNamespace
 from typing import Any
@@ -68,6 +69,11 @@ def _incomplete() -> Order:
     return order
 
 
+def _with_note(value: Any) -> Any:
+    value.note = "mine"
+    return value
+
+
 def _odd_attribute() -> Plain:
     odd = Plain()
     vars(odd)[1] = 2  # type: ignore[index]
@@ -119,6 +125,11 @@ class _Endless(dict[Any, Any]):
         (Fraction(1, 2**70000), "", "more than 65536 bits"),
         (re.compile("a" * 5000), "", "more than 1000 characters"),
         (re.compile("a", re.DEBUG), "", "re.DEBUG"),
+        ([re.compile(Colour("red"))], "[0]", "Colour; compile a str"),
+        ([re.compile("a" * 990 + str(i)) for i in range(21)], "[20]", "more than 20000 characters"),
+        ([_with_note(ip_network("10.0.0.0/8"))], "[0]", "attributes (note) of an IPv4Network"),
+        ([_with_note(ip_interface("::1/8"))], "[0]", "attributes (note) of an IPv6Interface"),
+        (_with_note(ip_interface("::1/8").network), "", "attributes (note) of an IPv6Network"),
         (datetime(2026, 1, 2, tzinfo=Zone()), "", "Zone"),
         (MappingProxyType(UserDict()), "", "MappingProxyType"),
         (Failing(), "", "OSError: no state"),
@@ -138,11 +149,12 @@ def test_a_refusal_names_place_type_and_remedy(value: Any, path: str | None, rea
 
 
 def test_a_zone_without_a_name_is_refused() -> None:
-    """A ZoneInfo that was read from a file cannot be found again."""
-    with open("/usr/share/zoneinfo/Europe/Berlin", "rb") as file:  # noqa: PTH123
-        zone = ZoneInfo.from_file(file)
-    with pytest.raises(EncodeError, match="no name in the tz database"):
-        CODEC.encode(zone)
+    """A ZoneInfo that was read from a file cannot be found again, whatever it is called."""
+    for key in (None, "America/New_York"):
+        with open("/usr/share/zoneinfo/Europe/Berlin", "rb") as file:  # noqa: PTH123
+            zone = ZoneInfo.from_file(file, key=key)
+        with pytest.raises(EncodeError, match="no name in the tz database"):
+            CODEC.encode(datetime(2026, 1, 2, tzinfo=zone))
 
 
 def test_a_path_whose_text_means_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
