@@ -29,7 +29,7 @@ from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder
 from kvpersist.codec.form import Form
 from kvpersist.codec.protocol import HOOKS, check_protocol, origin
-from kvpersist.codec.state import State, slots
+from kvpersist.codec.state import State, incomplete, slots
 from kvpersist.errors import EncodeError
 
 GetBot = Callable[[], Bot | None]
@@ -119,10 +119,7 @@ class _Model:
         state = self._state.attributes(value)
         identity, more, _ = (state.pop(name, None) for name in (_IDENTITY, _MORE, _OWNER))
         if type(identity) is not tuple or more is None:
-            raise EncodeError(
-                f"a {self._kind.__qualname__} without its {_MORE}, or whose {_IDENTITY} is no "
-                "tuple; an object must be complete to be stored"
-            )
+            raise incomplete(value, (_MORE, f"tuple of {_IDENTITY}"))
         attributes = {name: item for name, item in state.items() if not self._is_known(name, item)}
         if more:
             attributes[_MORE] = dict(more)

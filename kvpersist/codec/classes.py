@@ -71,11 +71,15 @@ def _named_tuple_form(kind: Any, tag: str) -> Form:
     defaults: dict[str, Any] = getattr(kind, "_field_defaults", {})
 
     def encode(value: Any, encoder: Encoder) -> object:
-        items = tuple.__iter__(value)
-        return {
-            **encoder.attributes(dict(zip(fields, items, strict=True))),
-            **state.encode(value, encoder),
-        }
+        own = dict(zip(fields, tuple.__iter__(value), strict=False))
+        if not len(own) == len(fields) == tuple.__len__(value):
+            raise EncodeError(f"a {kind.__qualname__} whose items are not those of its _fields")
+        payload, attributes = encoder.attributes(own), state.encode(value, encoder)
+        if both := payload.keys() & attributes.keys():
+            raise EncodeError(
+                f"an attribute that is called as a field: {', '.join(both)}; rename it"
+            )
+        return payload | attributes
 
     def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
         own = decoder.members({name: payload.pop(name) for name in fields if name in payload})
@@ -99,11 +103,17 @@ def _enum_form(kind: type[Enum], tag: str) -> Form:
             return encoder.value(int(value._value_))
         raise EncodeError(f"{value!r}, which is no longer a member of {kind.__qualname__}")
 
-    def decode(payload: Any, _: Decoder) -> Enum:
+    def decode(payload: Any, decoder: Decoder) -> Enum:
         if type(payload) is str:
             return members[payload]
-        if not issubclass(kind, Flag):
+        number = decoder.value(payload)
+        if type(number) is not int or not issubclass(kind, Flag):
             raise TypeError("only flags are numbers")
-        return kind(payload)
+        value = kind(number)
+        # The boundary of the class may let it drop bits, or return an int. Python 3.10 had negative
+        # combinations, which are others now.
+        if type(value) is not kind or value._value_ != number >= 0:
+            raise ValueError(f"{kind.__qualname__} has not all of these flags any more")
+        return value
 
-    return Form(tag, encode, decode, (str, int))
+    return Form(tag, encode, decode, (str, int, dict))

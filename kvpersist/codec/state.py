@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import MemberDescriptorType
 from typing import Any, Final, TypeAlias
@@ -24,6 +24,8 @@ Default: TypeAlias = Callable[[Any], Any]
 """Makes the value of a field for an object."""
 
 _STATE: Final = "$state"
+_CACHED_HASH: Final = "_attrs_cached_hash"
+"""Where attrs keeps the hash of an object, which is another one in the next process."""
 _GENERATED: Final = {
     ("dataclasses", "_dataclass_getstate"),
     ("dataclasses", "_dataclass_setstate"),
@@ -42,6 +44,7 @@ class State:
         named = [name for name in _field_names(kind) if name in members]
         self._slots = {name: members[name] for name in (*named, *members)}
         self._has_dict = kind.__dictoffset__ != 0
+        self._is_attrs = hasattr(kind, "__attrs_attrs__")
         self._defaults = dict(_defaults(kind))
         self._fields = self._defaults.keys() | set(_required(kind))
         self._get: Callable[[Any], object] | None = _own(kind, "__getstate__")
@@ -53,11 +56,7 @@ class State:
             return {_STATE: encoder.value(asked(self._get, value))}
         attributes = self.attributes(value)
         if not attributes.keys() >= self._fields:
-            missing = self._fields - attributes.keys()
-            raise EncodeError(
-                f"a {type(value).__qualname__} without its {', '.join(sorted(missing))}; "
-                "an object must be complete to be stored"
-            )
+            raise incomplete(value, self._fields - attributes.keys())
         if _STATE in attributes or BASE in attributes:
             raise EncodeError(f"an attribute that is called {_STATE} or {BASE}; rename it")
         return encoder.attributes(attributes)
@@ -69,11 +68,14 @@ class State:
             ValueError: One is missing that has no default, or there is no place for one.
         """
         if _STATE in payload:
-            self._set_any(value, decoder.value(payload.pop(_STATE)))
+            state = decoder.value(payload.pop(_STATE))
+            if state is not None:  # pickle leaves the object as it is
+                self._set_any(value, state)
         elif BASE in payload:
             raise ValueError(f"{type(value).__qualname__} derives from no builtin type any more")
         elif self._set is not None:
-            self._set(value, self._as_pickle_has_it(decoder.members(payload)))
+            if payload:  # likewise
+                self._set(value, self._as_pickle_has_it(decoder.members(payload)))
         else:
             self._fill(value, decoder.members(payload))
 
@@ -85,6 +87,8 @@ class State:
                 attributes[name] = slot.__get__(value)
             except AttributeError:  # noqa: PERF203  a slot may be empty
                 continue
+        if self._is_attrs and _CACHED_HASH in attributes:
+            attributes[_CACHED_HASH] = None
         return attributes
 
     def put(self, value: Any, attributes: dict[str, Any]) -> None:
@@ -138,6 +142,14 @@ class State:
         return attributes or None, slots
 
 
+def incomplete(value: object, missing: Iterable[str]) -> EncodeError:
+    """Return the error for an object that lacks attributes which all of its class have."""
+    return EncodeError(
+        f"a {type(value).__qualname__} without its {', '.join(sorted(missing))}; "
+        "an object must be complete to be stored"
+    )
+
+
 def become(value: Any, other: Any) -> None:
     """Give `value` the items and attributes of `other`, an object of the same class."""
     if (base := base_of(type(value))) and base.fill:
@@ -170,7 +182,8 @@ def _own(kind: type, name: str) -> Any:
     hook = getattr(kind, name, None)
     if hook is None or hook is getattr(object, name, None):
         return None
-    return None if (hook.__module__, hook.__name__) in _GENERATED else hook
+    names = (getattr(hook, "__module__", None), getattr(hook, "__name__", None))
+    return None if names in _GENERATED else hook
 
 
 def _defaults(kind: type) -> Iterator[tuple[str, Default]]:
@@ -182,10 +195,8 @@ def _defaults(kind: type) -> Iterator[tuple[str, Default]]:
         for field in dataclasses.fields(kind):
             if field.default_factory is not dataclasses.MISSING:
                 yield field.name, _calling(field.default_factory)
-            elif (
-                field.init
-                and field.default is not dataclasses.MISSING
-                and isinstance(getattr(kind, field.name), MemberDescriptorType)
+            elif field.default is not dataclasses.MISSING and isinstance(
+                getattr(kind, field.name), MemberDescriptorType
             ):
                 yield field.name, _always(field.default)
     for attribute in getattr(kind, "__attrs_attrs__", ()):

@@ -16,7 +16,9 @@ from types import CellType, MappingProxyType, SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import orjson
+import pydantic
 import pytest
 from codec_samples import (
     Access,
@@ -25,13 +27,17 @@ from codec_samples import (
     Color,
     Mode,
     Name,
+    NamedPair,
     Order,
+    Pair,
     Plain,
     Point,
     Profile,
     Slotted,
+    Ticket,
     Zone,
     make_codec,
+    with_attributes,
 )
 
 from kvpersist.codec import Codec, Named
@@ -55,6 +61,20 @@ class Nameless(datetime):
 
 class Colour(str):
     pass
+
+
+class Forgetful(pydantic.BaseModel):
+    __slots__ = ("lost",)
+
+
+class OwnModel(pydantic.BaseModel):
+    def __setstate__(self, state: Any) -> None:
+        raise AssertionError
+
+
+class OwnStruct(msgspec.Struct):
+    def __reduce__(self) -> Any:
+        raise AssertionError
 
 
 def _cycle() -> list[Any]:
@@ -86,6 +106,18 @@ def _bad_name() -> Any:
 
 def _half_constructed() -> Profile:
     return Profile.model_construct(_fields_set={"nothing"}, name="a")
+
+
+def _half_private() -> Profile:
+    profile = Profile(name="a")
+    del profile._secret
+    return profile
+
+
+def _half_struct() -> Ticket:
+    ticket = Ticket(1)
+    del ticket.note
+    return ticket
 
 
 def _deep(levels: int) -> Any:
@@ -120,6 +152,11 @@ class _Endless(dict[Any, Any]):
         (_bad_name(), "", "an attribute whose name is no str"),
         (Plain(**{"$state": 1}), "", "rename it"),
         (_half_constructed(), "", "model_fields_set"),
+        ([_half_private()], "[0]", "without its _secret"),
+        ({"a": _half_struct()}, '["a"]', "without its note"),
+        ([tuple.__new__(Pair, (1,))], "[0]", "items are not those of its _fields"),
+        ([tuple.__new__(Pair, (1, 2, 3))], "[0]", "items are not those of its _fields"),
+        ([with_attributes(NamedPair(1), {"first": 2})], "[0]", "called as a field: first"),
         (defaultdict(lambda: 1), "", "no class but a function"),
         ([defaultdict(Unlisted)], "[0]", "add Unlisted to types="),
         (Fraction(1, 2**70000), "", "more than 65536 bits"),
@@ -285,6 +322,9 @@ def test_subclasses_are_never_flattened() -> None:
         ([CellType], "not written in Python"),
         ([orjson.Fragment], "not written in Python"),
         ([Nameless], "has a __reduce"),
+        ([Forgetful], r"slots \(lost\), which pydantic"),
+        ([OwnModel], "has a __setstate__"),
+        ([OwnStruct], "has a __reduce__"),
         ([type("Failure", (Exception,), {})], "has a __reduce"),
     ],
 )
