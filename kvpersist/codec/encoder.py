@@ -20,8 +20,9 @@ from kvpersist.errors import EncodeError
 
 Encode: TypeAlias = Callable[["Encoder", Any], object]
 
-DEPTH_LIMIT: Final = 200
-"""Levels of brackets in the text; orjson gives up at 254, and Python's own stack is not endless."""
+DEPTH_LIMIT: Final = 254
+"""Levels of brackets in the text. orjson has the last word, which is the same; an encoder counts
+some of them only, so that it ends for what contains itself."""
 _STEP_LENGTH: Final = 40
 
 _MANY: Final = 16
@@ -40,7 +41,9 @@ def show_key(key: object) -> str:
     """Return a step of a path, as ``["cart"]``."""
     if type(key) is str:
         shown = json.dumps(key, ensure_ascii=False)
-    elif type(key) in {int, float, bool, bytes, type(None)}:
+    elif type(key) is int:  # Python refuses to write very long ones in decimal
+        shown = str(key) if abs(key) < 10**_STEP_LENGTH else hex(key)
+    elif type(key) in {float, bool, bytes, type(None)}:
         shown = repr(key)
     else:
         shown = f"<{type(key).__qualname__}>"
@@ -128,7 +131,9 @@ class Encoder:
     def _plain_text(self, value: object) -> bytes | None:
         """Return a part of the document as JSON if it is plain; not for parts of small parts."""
         if 0 < self._depth <= _LOOK_AHEAD:
-            return plain_text(value, DEPTH_LIMIT - self._depth)
+            # Nothing writes more than two brackets for each level that it counts, and orjson does
+            # not look into the text.
+            return plain_text(value, DEPTH_LIMIT - 2 * self._depth)
         return None
 
     def mapping(
@@ -192,10 +197,7 @@ class Encoder:
     def _enter(self) -> None:
         self._depth += 1
         if self._depth > DEPTH_LIMIT:
-            raise EncodeError(
-                f"nested more than {DEPTH_LIMIT} levels deep, or it contains itself; "
-                "keep ids in place of the objects they stand for"
-            )
+            raise too_deep()
 
 
 def tagging(form: Form) -> Encode:
@@ -206,7 +208,12 @@ def tagging(form: Form) -> Encode:
 
     def tagged(encoder: Encoder, value: Any) -> dict[str, object]:
         encoder._depth += 1  # noqa: SLF001  a method would cost one call more for each value
-        payload = encode(value, encoder)
+        try:
+            payload = encode(value, encoder)
+        except EncodeError:
+            raise
+        except Exception as error:
+            raise raised(error) from error
         encoder._depth -= 1  # noqa: SLF001
         return {tag: payload}
 
@@ -239,16 +246,33 @@ def asked(function: Callable[[Any], object], value: Any) -> object:
     try:
         return function(value)
     except Exception as error:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
         raise EncodeError(
-            f"{function.__qualname__} of {type(value).__qualname__} raised "
-            f"{type(error).__name__}: {error}"
+            f"{name} of {type(value).__qualname__} raised {type(error).__name__}: {error}"
         ) from error
+
+
+def raised(error: Exception) -> EncodeError:
+    """Return the error for what Python, or a class of the user's, raised at a look at a value."""
+    if isinstance(error, RecursionError):
+        return EncodeError("nested too deep for the stack of Python; make it flatter")
+    if isinstance(error, RuntimeError) and "during iteration" in str(error):
+        return changed()
+    return EncodeError(f"it raised {type(error).__name__}: {error}")
 
 
 def under(step: str, error: EncodeError) -> EncodeError:
     """Note that the place of an error is one step further down."""
     error.path = step + error.path
     return error
+
+
+def too_deep() -> EncodeError:
+    """Return the error for a container that has more levels than can be written."""
+    return EncodeError(
+        f"nested more than {DEPTH_LIMIT} levels deep, or it contains itself; "
+        "keep ids in place of the objects they stand for"
+    )
 
 
 def changed() -> EncodeError:

@@ -6,10 +6,11 @@ import inspect
 import re
 import sys
 import threading
-from collections import Counter, OrderedDict, UserDict, defaultdict
-from contextlib import suppress
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque
+from collections.abc import Callable
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from ipaddress import ip_interface, ip_network
 from pathlib import PurePath, PureWindowsPath
 from types import CellType, MappingProxyType, SimpleNamespace
@@ -25,7 +26,9 @@ from codec_samples import (
     Box,
     Cart,
     Color,
+    Connection,
     Mode,
+    Money,
     Name,
     NamedPair,
     Order,
@@ -33,6 +36,7 @@ from codec_samples import (
     Plain,
     Point,
     Profile,
+    Queue,
     Slotted,
     Ticket,
     Zone,
@@ -120,15 +124,14 @@ def _half_struct() -> Ticket:
     return ticket
 
 
-def _deep(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
+def _nested(make: Callable[[Any], Any], value: Any, times: int) -> Any:
+    for _ in range(times):
+        value = make(value)
     return value
 
 
-class _Endless(dict[Any, Any]):
-    pass
+def _deep(levels: int) -> Any:
+    return _nested(lambda value: [value], 1, levels)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ class _Endless(dict[Any, Any]):
         ({"k": {Colour("red"): 1}}, '["k"][<Colour>]', "Colour"),
         ({b"k": {1.5: {None: object()}}}, "[b'k'][1.5][None]", "a value of type object"),
         (_cycle(), None, "contains itself"),
-        (_deep(300), None, "more than 200 levels"),
+        (_deep(300), None, "more than 254 levels"),
         (_incomplete(), "", "without its item"),
         (_odd_attribute(), "", "an attribute whose name is no str"),
         (_bad_name(), "", "an attribute whose name is no str"),
@@ -216,26 +219,58 @@ def test_an_empty_slot_of_a_field_is_refused() -> None:
         CODEC.encode(object.__new__(Slotted))
 
 
-def test_the_limit_of_nesting_is_the_same_both_ways() -> None:
-    """Whatever can be stored can be read."""
-    for make in (
+def _brackets(text: bytes) -> int:
+    """Count how deep the brackets of a text are nested, those of empty arrays aside."""
+    depth = deepest = 0
+    for bracket in re.findall(rb"[][{}]", re.sub(rb'"(?:[^"\\]|\\.)*"|\[\]', b"", text)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+@pytest.mark.parametrize("leaf", [1, [], (), [1.5], (1,), {"a": 1}, "\ud800", Color.RED], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda inner: [inner],
         lambda inner: (inner,),
         lambda inner: {1: inner},
         lambda inner: {"a": inner},
-        lambda inner: Order("a", inner),
+        lambda inner: {"$a": inner},
+        lambda inner: {"a": inner, **dict.fromkeys("bcdefghijklmnopqrstu")},
+        lambda inner: [inner, *range(20)],
+        lambda inner: deque([inner]),
+        lambda inner: deque([inner], 1),
+        lambda inner: OrderedDict(a=inner),
+        lambda inner: Counter({1: inner}),
         lambda inner: defaultdict(int, {1: inner}),
-        Box,
+        lambda inner: defaultdict(int, a=inner),
+        lambda inner: SimpleNamespace(a=inner),
+        lambda inner: MappingProxyType({"a": inner}),
+        lambda inner: Order("a", inner),
+        lambda inner: Profile(name=inner),
+        lambda inner: Profile.model_validate({"name": 1, "more": inner}),
         lambda inner: Cart({1: inner}),
-    ):
-        value: Any = 1
-        levels = 0
-        with suppress(EncodeError):
-            while text := CODEC.encode(value):
-                assert CODEC.encode(CODEC.decode(text)) == text
-                value = make(value)
-                levels += 1
-        assert 40 <= levels <= 210, make(1)
+        lambda inner: Queue([inner]),
+        lambda inner: Connection([inner, *range(20)]),
+        lambda inner: Money(inner, "EUR"),
+        Box,
+        Connection,
+        Pair,
+        Ticket,
+    ],
+)
+def test_254_levels_of_brackets_are_stored_and_read_and_no_more(
+    make: Callable[[Any], Any], leaf: Any
+) -> None:
+    """The limit is that of the text, whatever the containers are, and the same both ways."""
+    first, second = (_brackets(CODEC.encode(_nested(make, leaf, times))) for times in (1, 2))
+    most = (254 - first) // (second - first) + 1
+    text = CODEC.encode(_nested(make, leaf, most))
+    assert 254 - (second - first) < _brackets(text) <= 254
+    assert CODEC.encode(CODEC.decode(text)) == text
+    with pytest.raises(EncodeError, match="nested more than 254 levels deep"):
+        CODEC.encode(_nested(make, leaf, most + 1))
 
 
 def test_a_container_that_changes_while_it_is_stored_is_refused() -> None:
@@ -390,10 +425,51 @@ def test_aliases_that_are_one_str_are_refused() -> None:
         Codec([Named(Color, "colour", aliases="Color")])  # type: ignore[arg-type]
 
 
-def test_whatever_a_class_raises_while_it_is_stored_is_told() -> None:
-    """An error of ours names it, and no other comes out of the codec."""
-    with pytest.raises(EncodeError, match="ValueError"):
-        CODEC.encode({10**5000: object()})
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, ValueError])
+def test_whatever_a_class_raises_while_it_is_stored_is_told(error: type[Exception]) -> None:
+    """An error of ours names it and the place, and no other comes out of the codec."""
+    looked_at = []
+
+    class Failing(dict[str, Any]):
+        @property
+        def __dict__(self) -> Any:  # type: ignore[override]
+            looked_at.append(self)
+            raise error("mine")
+
+    codec = Codec([Failing])
+    with pytest.raises(EncodeError, match=f"raised {error.__name__}: mine") as caught:
+        codec.encode({"a": [Failing()]})
+    assert caught.value.path == '["a"][0]'
+    assert len(looked_at) == 1
+    with pytest.raises(EncodeError, match=f"raised {error.__name__}: mine"):
+        codec.encode_document(Failing(), Failing)
+
+
+def test_functions_without_a_name_are_called_as_others() -> None:
+    """Whatever can be called will do, also where its error is told."""
+
+    class Hooked:
+        __getstate__ = partial(lambda *_: {"a": (1,)})
+
+    def fail(_: int, __: Plain) -> None:
+        raise ValueError("mine")
+
+    codec = Codec([Named(Hooked, "it")])
+    codec.register(Plain, encode=partial(fail, 1), decode=lambda _: Plain())
+    assert codec.encode(Hooked()) == b'{"$:it":{"$state":{"a":{"$tuple":[1]}}}}'
+    with pytest.raises(EncodeError, match="partial of Plain raised ValueError: mine"):
+        codec.encode(Plain())
+
+
+def test_every_int_can_be_shown_in_a_path() -> None:
+    """Python itself refuses to write very long ones."""
+    for key, path in (
+        (-(10**12), "[-1000000000000]"),
+        (10**5000, f"[{hex(10**5000)[:40]}…]"),
+    ):
+        with pytest.raises(EncodeError) as caught:
+            CODEC.encode({key: object()})
+        assert caught.value.path == path
 
 
 @pytest.mark.parametrize(
