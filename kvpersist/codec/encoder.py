@@ -8,7 +8,8 @@ of an error is put together while it is on its way up, so that it costs nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain, takewhile
 from typing import Any, Final, TypeAlias
 
@@ -23,6 +24,8 @@ Encode: TypeAlias = Callable[["Encoder", Any], object]
 DEPTH_LIMIT: Final = 254
 """Levels of brackets in the text. orjson has the last word, which is the same; an encoder counts
 some of them only, so that it ends for what contains itself."""
+SAME_HASHES: Final = 1000
+"""How many keys of one hash there may be: what they take grows with the square of their number."""
 _STEP_LENGTH: Final = 40
 
 _MANY: Final = 16
@@ -174,6 +177,7 @@ class Encoder:
 
     def _pairs(self, members: dict[Any, Any], first: object) -> list[list[Any]]:
         """Return pairs of all; what comes before the key `first` is in its final form already."""
+        refuse_crowds(members)
         self._depth += 1
         plain, encoders = self._plain, self._encoders
         rest = iter(members.items())
@@ -235,6 +239,7 @@ def ordered(encoder: Encoder, values: Iterable[Any]) -> list[Any]:
     Otherwise the same set would be another text after every restart, and written again.
     """
     items = list(values)
+    refuse_crowds(items)
     kinds = {*map(type, items)}
     if kinds <= {str} or kinds <= {int}:
         return encoder.items(sorted(items))
@@ -250,6 +255,20 @@ def asked(function: Callable[[Any], object], value: Any) -> object:
         raise EncodeError(
             f"{name} of {type(value).__qualname__} raised {type(error).__name__}: {error}"
         ) from error
+
+
+def crowded(keys: Collection[Any]) -> bool:
+    """Whether putting the keys into a dict or set takes long, because many have one hash."""
+    return len(keys) > SAME_HASHES and max(Counter(map(hash, keys)).values()) > SAME_HASHES
+
+
+def refuse_crowds(keys: Collection[Any]) -> None:
+    """Raise an error for keys that could be stored but not read."""
+    if crowded(keys):
+        raise EncodeError(
+            f"more than {SAME_HASHES} keys or items with the same hash; give their class a better "
+            "__hash__, or keep a list"
+        )
 
 
 def raised(error: Exception) -> EncodeError:

@@ -68,13 +68,11 @@ class State:
             ValueError: One is missing that has no default, or there is no place for one.
         """
         if _STATE in payload:
-            state = decoder.value(payload.pop(_STATE))
-            if state is not None:  # pickle leaves the object as it is
-                self._set_any(value, state)
+            self._set_any(value, decoder.value(payload.pop(_STATE)))
         elif BASE in payload:
             raise ValueError(f"{type(value).__qualname__} derives from no builtin type any more")
         elif self._set is not None:
-            if payload:  # likewise
+            if payload:  # pickle calls it for nothing less
                 self._set(value, self._as_pickle_has_it(decoder.members(payload)))
         else:
             self._fill(value, decoder.members(payload))
@@ -126,14 +124,17 @@ class State:
 
     def _set_any(self, value: Any, state: Any) -> None:
         if self._set is not None:
-            self._set(value, state)
+            if state is not None:  # likewise
+                self._set(value, state)
             return
         # Without the hook pickle takes the attributes, or two dicts: those without slots first.
-        for attributes in state if type(state) is tuple else (state,):
-            if attributes is not None:
-                if _STATE in attributes or BASE in attributes:
-                    raise ValueError(f"{_STATE} and {BASE} are no attributes")
-                self.put(value, attributes)
+        attributes: dict[str, Any] = {}
+        for part in state if type(state) is tuple else (state,):
+            attributes = attributes if part is None else {**attributes, **part}
+        if _STATE in attributes or BASE in attributes:
+            raise ValueError(f"{_STATE} and {BASE} are no attributes")
+        # What a hook has left out stays away; a class that has none any more wants all its fields.
+        (self._fill if self._get is None else self.put)(value, attributes)
 
     def _as_pickle_has_it(self, attributes: dict[str, Any]) -> object:
         slots = {name: attributes.pop(name) for name in self._slots if name in attributes}

@@ -273,6 +273,28 @@ def test_254_levels_of_brackets_are_stored_and_read_and_no_more(
         CODEC.encode(_nested(make, leaf, most + 1))
 
 
+class Same(int):
+    """All objects of the class have one hash."""
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_1000_keys_of_one_hash_are_stored_and_read_and_no_more() -> None:
+    """What would take too long to read is not stored either."""
+    codec = Codec([Same])
+    others = list(map(str, range(1000)))
+    most, too_many = ([Same(number) for number in range(count)] for count in (1000, 1001))
+    for make in (set, frozenset, dict.fromkeys, Counter, OrderedDict.fromkeys):
+        value: Any = make([*most, *others])
+        assert codec.decode(codec.encode(value)) == value
+        with pytest.raises(EncodeError, match="more than 1000 keys or items with the same hash"):
+            codec.encode(make([*too_many, *others]))
+        row = codec.encode(value).replace(b'"999"', codec.encode(Same(1000)))
+        with pytest.raises(DecodeError, match="more than 1000 keys or items have the same hash"):
+            codec.decode(row)
+
+
 def test_a_container_that_changes_while_it_is_stored_is_refused() -> None:
     """A document is never stored half before and half after a change."""
     document: dict[str, Any] = {}
