@@ -7,7 +7,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import msgspec
@@ -38,6 +38,41 @@ def test_a_name_outlives_a_move_and_an_alias_a_new_name() -> None:
 
     text = Codec([Old]).encode(Old(1))
     assert Codec([Named(New, "new", aliases=(Old.__qualname__,))]).decode(text) == New(1)
+
+
+def test_members_and_fields_may_be_renamed() -> None:
+    """Rows of an older release are read if the class says what the old names mean now."""
+
+    class OldColor(enum.Enum):
+        CRIMSON = 1
+
+    class NewColor(enum.Enum):
+        RED = 1
+        CRIMSON = 1
+
+    @dataclass
+    class Old:
+        cost: Any
+
+    @dataclass
+    class New:
+        price: Any
+        currency: str = "EUR"
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            if "cost" in state:
+                state["price"] = state.pop("cost")
+            self.__dict__ |= {"currency": "EUR", **state}
+
+    class Pair(NamedTuple):
+        price: Any
+
+    assert moved(OldColor.CRIMSON, NewColor) is NewColor.RED
+    assert moved(Old((5,)), New) == New((5,))
+    assert moved(New((5,)), New) == New((5,))
+    codec = Codec()
+    codec.register(Pair, "it", encode=Pair._asdict, decode=lambda row: Pair(row["cost"]))
+    assert codec.decode(Codec([Named(Old, "it")]).encode(Old((5,)))) == Pair((5,))
 
 
 def test_fields_that_were_added_get_their_defaults() -> None:
