@@ -52,7 +52,7 @@ def test_sqlite_reads_every_text_as_json(value: Any) -> None:
     """A row is valid JSON for SQLite, and comes back from it as it was."""
     text = CODEC.encode(value)
     with sqlite3.connect(":memory:") as database:
-        row = database.execute("select json_valid(?1), ?1", (text.decode(),)).fetchone()
+        row = database.execute("select json_valid(?), ?", [text.decode()] * 2).fetchone()
     database.close()
     assert row == (1, text.decode())
 
