@@ -211,14 +211,14 @@ def tagging(form: Form) -> Encode:
         return lambda _, value: {tag: to_text(value)}
 
     def tagged(encoder: Encoder, value: Any) -> dict[str, object]:
-        encoder._depth += 1  # noqa: SLF001  a method would cost one call more for each value
+        encoder._depth += 1  # noqa: SLF001  its own class; a method would cost one call more
         try:
             payload = encode(value, encoder)
         except EncodeError:
             raise
         except Exception as error:
             raise raised(error) from error
-        encoder._depth -= 1  # noqa: SLF001
+        encoder._depth -= 1  # noqa: SLF001  its own class
         return {tag: payload}
 
     return tagged

@@ -25,19 +25,8 @@ def pydantic_form(kind: Any, tag: str) -> Form:
     Raises:
         ConfigurationError: There is more to its objects than pydantic knows.
     """
-    base = origin(kind, "pydantic")
-    check_protocol(kind, base, HOOKS)
-    if more := dict(slots(kind)).keys() - dict(slots(base)).keys():
-        raise ConfigurationError(
-            f"{qualified(kind)} has slots ({', '.join(sorted(more))}), which pydantic does not "
-            "pickle either; make them PrivateAttr"
-        )
-    initial: dict[str, Any] = {
-        name: attribute
-        for name, attribute in kind.__private_attributes__.items()
-        if attribute.default_factory is not None
-        or attribute.default is not sys.modules["pydantic_core"].PydanticUndefined
-    }
+    _check_model(kind, origin(kind, "pydantic"))
+    initial = _with_defaults(kind.__private_attributes__)
 
     def encode(value: Any, encoder: Encoder) -> object:
         payload = encoder.attributes(vars(value).copy())
@@ -67,8 +56,9 @@ def pydantic_form(kind: Any, tag: str) -> Form:
         }
         given = {*members, *extra} - set(unset or ())
         members |= added
-        for name in initial.keys() - private.keys():
-            private[name] = _private_default(initial[name], members)
+        for name, attribute in initial.items():
+            if name not in private:
+                private[name] = _private_default(attribute, members)
         value.__setstate__(
             {
                 "__dict__": members,
@@ -80,6 +70,25 @@ def pydantic_form(kind: Any, tag: str) -> Form:
         return value
 
     return Form(tag, encode, decode, (dict,))
+
+
+def _check_model(kind: type, base: type) -> None:
+    check_protocol(kind, base, HOOKS)
+    if more := dict(slots(kind)).keys() - dict(slots(base)).keys():
+        raise ConfigurationError(
+            f"{qualified(kind)} has slots ({', '.join(sorted(more))}), which pydantic does not "
+            "pickle either; make them PrivateAttr"
+        )
+
+
+def _with_defaults(private: dict[str, Any]) -> dict[str, Any]:
+    """Return the private attributes that every object has from the start."""
+    undefined = sys.modules["pydantic_core"].PydanticUndefined
+    return {
+        name: attribute
+        for name, attribute in private.items()
+        if attribute.default_factory is not None or attribute.default is not undefined
+    }
 
 
 def _takes_extra(kind: Any) -> bool:

@@ -125,6 +125,7 @@ def test_fields_that_were_added_get_their_defaults() -> None:
     model = moved(Old(1), Model)
     assert model.model_fields_set == {"a"}
     assert model.__pydantic_private__ == {"_p": [3], "_q": 4}
+    assert list(model.__pydantic_private__) == ["_p", "_q"]
     assert model._p is not moved(Old(1), Model)._p
 
 
