@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 import orjson
 
 from kvpersist.errors import DecodeError, EncodeError
+from kvpersist.plain import plain_text
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class Codec:
         Raises:
             EncodeError: With the path to what cannot be stored exactly. It names no row.
         """
+        if (text := plain_text(value)) is not None:
+            return text
         try:
             return orjson.dumps(_to_json(value, 0))
         except _RefusedError as error:

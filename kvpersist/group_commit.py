@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
-from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeAlias
 
 from kvpersist.errors import WriteError
 from kvpersist.stores.store import Store
@@ -22,12 +22,17 @@ FIRST_RETRY_DELAY: Final = 1.0
 LAST_RETRY_DELAY: Final = 60.0
 """Seconds that the growing delay between two tries does not exceed."""
 
+Waiter: TypeAlias = "asyncio.Future[Exception | None]"
+
+# Python seeds its hash with a random number, unless it is told one that others may know.
+_SEED: Final = os.urandom(16) if "PYTHONHASHSEED" in os.environ else b""
+
 
 class GroupCommit:
     """Writes rows to a store, many writes a transaction, and keeps those that the store refused.
 
-    It remembers a digest of each row that it knows the store to hold, so that a row which has not
-    changed costs nothing.
+    It remembers a fingerprint of each row that it knows the store to hold, so that a row which has
+    not changed costs nothing.
 
     Notes:
         All calls must come from the thread of a running event loop. When the loop changes (an
@@ -39,9 +44,9 @@ class GroupCommit:
         self._store = store
         self._pending: dict[str, bytes | None] = {}
         self._in_flight: dict[str, bytes | None] = {}
-        self._known: dict[str, tuple[bytes, ...]] = {}
+        self._known: dict[str, int | tuple[int, ...]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._next_commit: asyncio.Future[Exception | None] | None = None
+        self._waiters: list[Waiter] = []
         self._committer: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_delay = FIRST_RETRY_DELAY
@@ -52,19 +57,30 @@ class GroupCommit:
 
     def remember(self, key: str, *texts: bytes) -> None:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
-        self._known[key] = tuple(map(_digest, dict.fromkeys(texts)))
+        self._known[key] = tuple(map(_fingerprint, dict.fromkeys(texts)))
+
+    def remember_as_read(self, key: str, text: bytes) -> None:
+        """Note that the store holds this row, which somebody may have laid out in another way."""
+        self._known[key] = _fingerprint(text)
+
+    def is_as_read(self, key: str) -> bool:
+        """Whether nobody has looked yet if the row is laid out as kvpersist would do it."""
+        return type(self._known.get(key)) is int
 
     def forget(self, key: str) -> None:
         """Note that the store does not hold this row, as far as is known."""
         self._known.pop(key, None)
 
-    def known(self, key: str) -> tuple[bytes, ...]:
+    def known(self, key: str) -> object:
         """Return a token for what the store is known to hold; it differs after every change."""
-        return self._known.get(key, ())
+        return self._known.get(key)
 
     def holds(self, key: str, text: bytes) -> bool:
         """Whether the store is known to hold this row with this value, last this class heard."""
-        return _digest(text) in self._known.get(key, ())
+        known = self._known.get(key)
+        if type(known) is tuple:
+            return _fingerprint(text) in known
+        return _fingerprint(text) == known
 
     async def write(self, changes: Mapping[str, bytes | None]) -> None:
         """Write rows; None removes one. When this returns they are durable.
@@ -121,33 +137,34 @@ class GroupCommit:
         if self._loop is loop:
             return
         self._loop = loop
-        self._next_commit = self._committer = self._retry = None
+        self._committer = self._retry = None
+        self._waiters = []
         self._keep_in_flight()
 
-    def _join_next_commit(self) -> asyncio.Future[Exception | None]:
+    def _join_next_commit(self) -> Waiter:
         """Return what becomes of the commit that begins next, with all that is waiting then."""
         loop = asyncio.get_running_loop()
-        if self._next_commit is None:
-            self._next_commit = loop.create_future()
+        # A future for each who waits: one that is cancelled leaves the others as they are.
+        waiter: Waiter = loop.create_future()
+        self._waiters.append(waiter)
         if self._committer is None:
             self._committer = loop.create_task(self._commit_all(), name="kvpersist:commit")
-        # Shielded, because cancelling one of those who wait must not cancel the others.
-        return asyncio.shield(self._next_commit)
+        return waiter
 
     async def _commit_all(self) -> None:
+        waiting: list[Waiter] = []
         try:
-            while self._next_commit is not None:
-                done, self._next_commit = self._next_commit, None
-                try:
-                    error = await self._commit_pending()
-                except BaseException:
-                    done.cancel()
-                    raise
-                done.set_result(error)
+            while self._waiters:
+                waiting, self._waiters = self._waiters, []
+                error = await self._commit_pending()
+                for waiter in waiting:
+                    if not waiter.done():
+                        waiter.set_result(error)
         finally:
-            if self._next_commit is not None:
-                self._next_commit.cancel()
-            self._next_commit = self._committer = None
+            for waiter in (*waiting, *self._waiters):
+                waiter.cancel()
+            self._waiters = []
+            self._committer = None
 
     async def _commit_pending(self) -> Exception | None:
         """Write what is pending; return why it was refused, or None."""
@@ -210,5 +227,9 @@ def _kept(error: Exception) -> str:
     return f"not written, but kept and tried again: {error}"
 
 
-def _digest(text: bytes) -> bytes:
-    return blake2b(text, digest_size=16).digest()
+def _fingerprint(text: bytes) -> int:
+    """Return what tells two texts of one row apart: 64 bits of SipHash, by a key of this process.
+
+    It decides only whether a row is written again, so it must be fast, and is never stored.
+    """
+    return hash(_SEED + text)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Collection, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Collection, MutableMapping
+from functools import partial
 from os import PathLike, fspath
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
@@ -13,8 +12,8 @@ from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 from kvpersist import keys
 from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
 from kvpersist.codec import Codec
-from kvpersist.errors import ConfigurationError, DecodeError, DocumentError, EncodeError, WriteError
-from kvpersist.group_commit import GroupCommit
+from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
+from kvpersist.rows import Progress, Rows
 from kvpersist.stores import Row, SqliteStore, Store
 
 UD = TypeVar("UD")
@@ -23,8 +22,6 @@ BD = TypeVar("BD")
 D = TypeVar("D")
 ConversationKey: TypeAlias = tuple[int | str, ...]
 ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
-
-_LOGGER = logging.getLogger("kvpersist")
 
 
 class KVPersistence(BasePersistence[UD, CD, BD]):
@@ -47,6 +44,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         context_types: What is given to ``ApplicationBuilder.context_types``, if anything: custom
             ``user_data``, ``chat_data`` and ``bot_data`` come back as instances of their classes.
         types: The bot's own classes that documents may contain.
+        progress: Called, while a start takes its time, with a prefix of keys (``chat/``) and the
+            number of rows that have been loaded.
 
     Raises:
         ConfigurationError: An argument cannot work. No file was touched.
@@ -61,6 +60,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: None = None,
         types: Collection[type] = (),
+        progress: Progress | None = None,
     ) -> None: ...
 
     @overload
@@ -72,6 +72,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD],
         types: Collection[type] = (),
+        progress: Progress | None = None,
     ) -> None: ...
 
     def __init__(
@@ -82,6 +83,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD] | None = None,
         types: Collection[type] = (),
+        progress: Progress | None = None,
     ) -> None:
         if not update_interval > 0:
             raise ConfigurationError(
@@ -91,8 +93,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         super().__init__(store_data=store_data, update_interval=update_interval)
         self.store: Store = _store(store)
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
-        self._codec = Codec(tuple(types))
-        self._commits = GroupCommit(self.store)
+        self._rows = Rows(self.store, Codec(tuple(types)), progress)
         self._keyboards: KeyboardDocuments | None = None
 
     async def get_user_data(self) -> dict[int, UD]:
@@ -108,13 +109,17 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.user_data:
             return {}
-        return await self._load("user", self.context_types.user_data)
+        users: dict[int, UD] = {}
+        await self._load("user", self.context_types.user_data, users)
+        return users
 
     async def get_chat_data(self) -> dict[int, CD]:
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
         if not self.store_data.chat_data:
             return {}
-        return await self._load("chat", self.context_types.chat_data)
+        chats: dict[int, CD] = {}
+        await self._load("chat", self.context_types.chat_data, chats)
+        return chats
 
     async def get_bot_data(self) -> BD:
         """Return the stored ``bot_data``, or a new instance of its class where there is none.
@@ -123,12 +128,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
-        async with self._reading():
-            text = (await self.store.read([keys.BOT])).get(keys.BOT)
-            if text is None:
-                self._commits.forget(keys.BOT)
-                return self.context_types.bot_data()
-            return self._take_document(keys.BOT, text, self.context_types.bot_data)
+        kind = self.context_types.bot_data
+        async with self._rows.reading():
+            found = await self._rows.read(keys.BOT, kind)
+        return kind() if found is None else found
 
     async def get_callback_data(self) -> CallbackData | None:
         """Return the stored callback-data cache, in the order in which it was handed over.
@@ -139,15 +142,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if not self.store_data.callback_data:
             return None
         documents: dict[str, Document] = {}
-        async with self._reading():
-            async for key, text in self._rows(keys.CALLBACK):
-                document = self._decode(key, text)
+        async with self._rows.reading():
+            async for key, text in self._scan(keys.CALLBACK):
+                document = self._rows.decode(key, text)
                 if not is_keyboard(document):
                     raise DecodeError(
                         "not a keyboard of kvpersist; mend or delete the row", key=key
                     )
                 documents[keys.keyboard_id(key)] = document
-                self._commits.remember(key, text)
+                self._rows.commits.remember(key, text)
         self._keyboards = KeyboardDocuments()
         data = self._keyboards.join(documents)
         return data if documents else None
@@ -160,10 +163,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         prefix = keys.conversation_prefix(name)
         conversations: ConversationDict = {}
-        async with self._reading():
-            async for key, text in self._rows(prefix):
-                conversations[self._conversation(prefix, key)] = self._decode(key, text)
-                self._commits.remember(key, text)
+        async with self._rows.reading():
+            async for key, text in self._scan(prefix):
+                conversations[self._conversation(prefix, key)] = self._rows.decode(key, text)
+                self._rows.commits.remember(key, text)
         return conversations
 
     async def update_user_data(self, user_id: int, data: UD) -> None:
@@ -213,10 +216,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         for keyboard, document in cast("KeyboardDocuments", self._keyboards).split(data).items():
             key = keys.keyboard_key(keyboard)
             try:
-                changes[key] = None if document is None else self._encode(key, document)
+                changes[key] = None if document is None else self._rows.encode(key, document)
             except EncodeError as error:
                 refused.append(error)
-        await self._commits.write(changes)
+        await self._rows.commits.write(changes)
         if refused:
             raise refused[0]
 
@@ -230,8 +233,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         When this returns the state is durable. Raises as `update_user_data`.
         """
         row = self._conversation_row(name, key)
-        await self._commits.write(
-            {row: None if new_state is None else self._encode(row, new_state)}
+        await self._rows.commits.write(
+            {row: None if new_state is None else self._rows.encode(row, new_state)}
         )
 
     async def drop_user_data(self, user_id: int) -> None:
@@ -243,12 +246,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             WriteError: The store refused. The removal is kept and tried again.
         """
         if self.store_data.user_data:
-            await self._commits.write({keys.document_key("user", user_id): None})
+            await self._rows.commits.write({keys.document_key("user", user_id): None})
 
     async def drop_chat_data(self, chat_id: int) -> None:
         """Remove the row of one chat. As `drop_user_data`; `migrate_chat_data` leads here too."""
         if self.store_data.chat_data:
-            await self._commits.write({keys.document_key("chat", chat_id): None})
+            await self._rows.commits.write({keys.document_key("chat", chat_id): None})
 
     async def refresh_user_data(self, user_id: int, user_data: UD) -> None:
         """Take over into `user_data` what another program wrote into its row meanwhile.
@@ -266,18 +269,18 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
-            await self._refresh(key, user_data, self.context_types.user_data)
+            await self._rows.refresh(key, "user/", user_data, self.context_types.user_data)
 
     async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
         """Take over what another program wrote of one chat. As `refresh_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
-            await self._refresh(key, chat_data, self.context_types.chat_data)
+            await self._rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
 
     async def refresh_bot_data(self, bot_data: BD) -> None:
         """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
         if self.store_data.bot_data:
-            await self._refresh(keys.BOT, bot_data, self.context_types.bot_data)
+            await self._rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
 
     async def flush(self) -> None:
         """Write everything that is waiting, then close the store.
@@ -289,107 +292,30 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             WriteError: With all rows that could not be written. They are kept, the store is closed
                 all the same; a second `flush` tries again.
         """
-        await self._commits.close()
+        await self._rows.commits.close()
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[None]:
-        """Have the store open and up to date; close it if the start fails, for PTB will not."""
-        try:
-            await self.store.open()
-            await self._commits.flush()
-            yield
-        except BaseException:
-            with suppress(WriteError):
-                await self._commits.close()
-            raise
-
-    async def _rows(self, prefix: str) -> AsyncIterator[Row]:
-        async for page in self.store.scan(prefix):
+    async def _scan(self, prefix: str) -> AsyncIterator[Row]:
+        async for page in self._rows.pages(prefix):
             for row in page:
                 yield row
 
-    async def _load(self, scope: keys.Scope, kind: type[D]) -> dict[int, D]:
-        documents: dict[int, D] = {}
-        async with self._reading():
-            async for key, text in self._rows(f"{scope}/"):
-                documents[keys.document_id(scope, key)] = self._take_document(key, text, kind)
-        return documents
-
-    def _take_document(self, key: str, text: bytes, kind: type[D]) -> D:
-        """Return the document in a row, and note that memory and the store agree about it."""
-        with _naming(key):
-            document = self._codec.decode_document(text, kind)
-        # Another program may have written the same value in another way, with spaces for example.
-        self._commits.remember(key, text, self._encode_document(key, document, kind))
-        return document
+    async def _load(self, scope: keys.Scope, kind: type[D], into: dict[int, D]) -> None:
+        await self._rows.load(f"{scope}/", partial(keys.document_id, scope), kind, into)
 
     async def _update(self, key: str, document: object, kind: type) -> None:
-        await self._commits.write({key: self._encode_document(key, document, kind)})
-
-    async def _refresh(self, key: str, document: D, kind: type[D]) -> None:
-        known = self._commits.known(key)
-        await self.store.open()
-        text = (await self.store.read([key])).get(key)
-        if self._commits.is_pending(key) or self._commits.known(key) != known:
-            return  # a write of ours has overtaken the read
-        if (text is None and not known) or (text is not None and self._commits.holds(key, text)):
-            return
-        # From here on nothing awaits, so that no handler can change the document in between.
-        if self._is_changed(key, document, kind):
-            _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
-            return
-        self._commits.forget(key)
-        _replace(document, kind() if text is None else self._take_document(key, text, kind))
-
-    def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
-        """Whether memory holds something that the store, as far as is known, does not."""
-        try:
-            text = self._encode_document(key, document, kind)
-        except EncodeError:
-            return True
-        if self._commits.known(key):
-            return not self._commits.holds(key, text)
-        return text != self._encode_document(key, kind(), kind)
-
-    def _encode_document(self, key: str, document: object, kind: type) -> bytes:
-        with _naming(key):
-            return self._codec.encode_document(document, kind)
-
-    def _encode(self, key: str, value: object) -> bytes:
-        with _naming(key):
-            return self._codec.encode(value)
-
-    def _decode(self, key: str, text: bytes) -> Any:
-        with _naming(key):
-            return self._codec.decode(text)
+        text = self._rows.encode_document(key, document, kind)
+        await self._rows.commits.write({key: text})
 
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)
-        return prefix + self._encode(f"{prefix}{key!r}", list(key)).decode()
+        return prefix + self._rows.encode(f"{prefix}{key!r}", list(key)).decode()
 
     def _conversation(self, prefix: str, row: str) -> ConversationKey:
         text = row[len(prefix) :].encode()
-        key = self._decode(row, text)
-        if type(key) is not list or self._encode(row, key) != text:
+        key = self._rows.decode(row, text)
+        if type(key) is not list or self._rows.encode(row, key) != text:
             raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
         return tuple(key)
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Give the codec's errors, which know the path inside a document, the row that it is."""
-    try:
-        yield
-    except DocumentError as error:
-        error.key = key
-        raise
-
-
-def _replace(document: object, new: object) -> None:
-    """Make `document`, which PTB holds, equal to `new`."""
-    content = cast("dict[Any, Any]", document)
-    content.clear()
-    content.update(cast("dict[Any, Any]", new))
 
 
 def _store(store: str | PathLike[str] | Store) -> Store:

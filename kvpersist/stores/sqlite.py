@@ -10,12 +10,12 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from os import PathLike, fspath
-from typing import Final
+from typing import Final, cast
 
 import aiosqlite
 
 from kvpersist.errors import ReadError, WriteError
-from kvpersist.stores.sqlite_file import open_file
+from kvpersist.stores.sqlite_file import FileConnection, open_file
 from kvpersist.stores.store import Row
 
 _PAGE_ROWS: Final = 500
@@ -23,11 +23,12 @@ _READ_KEYS: Final = 500
 """Below SQLITE_MAX_VARIABLE_NUMBER of every SQLite, 999 (https://sqlite.org/limits.html#9)."""
 
 _PUT: Final = """
-    INSERT INTO documents (key, value, version, updated_at) VALUES (?, ?, 1, ?)
+    INSERT INTO documents (key, value, version, updated_at) VALUES (?, CAST(? AS TEXT), 1, ?)
     ON CONFLICT (key) DO UPDATE
     SET value = excluded.value, version = version + 1, updated_at = excluded.updated_at
 """
 _REMOVE: Final = "DELETE FROM documents WHERE key = ?"
+_APPLY: Final = f"{_REMOVE};{_PUT}"
 # CAST, because a value that another program wrote may have any type, and bytes need no decoding.
 _READ: Final = "SELECT key, CAST(value AS BLOB) FROM documents WHERE key IN ({})"
 _SCAN: Final = """
@@ -55,6 +56,10 @@ class SqliteStore:
         self.path = fspath(path)
         self._busy_timeout = busy_timeout
         self._connection: aiosqlite.Connection | None = None
+        self._file: FileConnection | None = None
+        self._seen: tuple[bytes | None, int] = (None, 0)
+        self._others = 0
+        self._is_applying = False
         self._lock: asyncio.Lock | None = None
         self._lock_loop: asyncio.AbstractEventLoop | None = None
 
@@ -90,7 +95,7 @@ class SqliteStore:
         The log stays when another program is still reading; the next start takes it up.
         """
         async with self._lifecycle():
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._file = self._connection, None, None
             if connection is not None:
                 await connection.close()
 
@@ -128,16 +133,48 @@ class SqliteStore:
             WriteError: Nothing was written: the disk is full, the file is locked or read-only, ….
         """
         now = time.time_ns() // 1_000_000
-        puts = [(key, text.decode(), now) for key, text in changes.items() if text is not None]
+        puts = [(key, text, now) for key, text in changes.items() if text is not None]
         removes = [(key,) for key, text in changes.items() if text is None]
+        self._is_applying = True
         try:
-            await self._opened().executemany(f"{_REMOVE};{_PUT}", [removes, puts])
+            await self._opened().executemany(_APPLY, [removes, puts])
         except (sqlite3.Error, ValueError) as error:
             raise WriteError(f"{self.path}: {error}", keys=changes) from _bare(error)
+        finally:
+            self._is_applying = False
+        self._note()
+
+    async def writes_of_others(self) -> int:
+        """Return a number that differs after other programs have written to the file.
+
+        It asks SQLite only after somebody has written. What others wrote while an `apply` is under
+        way shows when that returns.
+
+        Raises:
+            ReadError: SQLite could not read the file.
+        """
+        file = self._file
+        if file is not None and not self._is_applying:
+            header = file.header()
+            if header is None or header != self._seen[0]:
+                ((version,),) = await self._fetch("PRAGMA data_version", ())
+                self._note((header, cast("int", version)))
+        return self._others
+
+    def _note(self, seen: tuple[bytes | None, int] | None = None) -> None:
+        """Compare SQLite's data_version with what it was; it is of one connection alone."""
+        if self._file is not None:
+            seen = seen or self._file.seen
+            if seen[1] != self._seen[1]:
+                self._others += 1
+            self._seen = seen
 
     async def _open(self) -> None:
         async with self._lifecycle():
-            self._connection = self._connection or await _connect(self.path, self._busy_timeout)
+            if self._connection is None:
+                self._connection, self._file = await _connect(self.path, self._busy_timeout)
+                self._seen = self._file.seen
+                self._others += 1
 
     async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Row]:
         try:
@@ -158,7 +195,7 @@ class SqliteStore:
         return self._lock
 
 
-async def _connect(path: str, busy_timeout: float) -> aiosqlite.Connection:
+async def _connect(path: str, busy_timeout: float) -> tuple[aiosqlite.Connection, FileConnection]:
     """Open the file in a thread, and return a connection that does not keep the process alive.
 
     aiosqlite's own thread is no daemon, and Python waits for such threads before it exits, so a bot
@@ -166,7 +203,7 @@ async def _connect(path: str, busy_timeout: float) -> aiosqlite.Connection:
     https://docs.python.org/3/library/threading.html#threading.Thread.daemon
     """
     loop = asyncio.get_running_loop()
-    opening: asyncio.Future[aiosqlite.Connection] = loop.create_future()
+    opening: asyncio.Future[tuple[aiosqlite.Connection, FileConnection]] = loop.create_future()
 
     def tell(outcome: Callable[[], None]) -> bool:
         """Call `outcome` on the loop, unless that has ended, so that nobody waits any more."""
@@ -183,11 +220,12 @@ async def _connect(path: str, busy_timeout: float) -> aiosqlite.Connection:
             tell(partial(opening.set_exception, error))
             return
         connection = aiosqlite.Connection(lambda: opened, iter_chunk_size=_PAGE_ROWS)
-        if not tell(partial(opening.set_result, connection)):
+        if not tell(partial(opening.set_result, (connection, opened))):
             opened.close()
 
     threading.Thread(target=run, name="kvpersist:open", daemon=True).start()
-    return await (await opening)
+    connection, opened = await opening
+    return await connection, opened
 
 
 def _bare(error: Exception) -> Exception:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvpersist.errors import NewerSchemaError, NotAStoreError, OpenError, StoreInUseError
+from kvpersist.stores.sqlite_watch import WalIndex, watch
 
 APPLICATION_ID: Final = int.from_bytes(b"kvps", "big")
 """Tells kvpersist's files from all others (https://sqlite.org/fileformat2.html#application_id)."""
@@ -33,7 +34,7 @@ _SCHEMA: Final = f"""
 _WAL: Final = "PRAGMA journal_mode = WAL"
 
 
-class _FileConnection(sqlite3.Connection):
+class FileConnection(sqlite3.Connection):
     """A connection that owns its file, and whose ``executemany`` is a transaction of its own.
 
     aiosqlite hands every call to its thread separately. BEGIN, the rows and COMMIT in one call cost
@@ -41,30 +42,56 @@ class _FileConnection(sqlite3.Connection):
     """
 
     _ownership: sqlite3.Connection
+    _wal_index: WalIndex | None = None
+    seen: tuple[bytes | None, int] = (None, 0)
+    """The wal-index as it was when, after the last transaction, SQLite gave this data_version."""
 
     def own(self, ownership: sqlite3.Connection) -> None:
         """Take `ownership`, which is given up when this connection is closed, and not before."""
         self._ownership = ownership
 
+    def watch(self, path: Path) -> None:
+        """Begin to look for commits of other programs; there must have been a transaction."""
+        self._wal_index = watch(path)
+        self.look()
+
+    def header(self) -> bytes | None:
+        """Return what differs after each commit of whomever; None where that cannot be seen.
+
+        Any thread may call it while the connection is open. It does not block.
+        """
+        return self._wal_index.header() if self._wal_index else None
+
+    def look(self) -> None:
+        """Note whether another program has written since this was last called: see `seen`."""
+        header = self.header()  # before SQLite is asked, so that no commit is in neither
+        ((version,),) = self.execute("PRAGMA data_version").fetchall()
+        self.seen = header, version
+
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Run the statements in `sql`, separated by ``;``, each with its own rows of parameters."""
         with self:
-            cursor = self.execute("BEGIN IMMEDIATE")
+            self.execute("BEGIN IMMEDIATE")
             for statement, rows in zip(sql.split(";"), parameters, strict=True):
                 if rows:
-                    cursor.executemany(statement, rows)
-        return cursor
+                    super().executemany(statement, rows)
+        self.look()
+        # Another cursor than those that did it: aiosqlite's thread keeps what it was given last,
+        # and a statement that is in use keeps the file open after `close`.
+        return self.cursor()
 
     def close(self) -> None:
         """Truncate the write-ahead log if nobody is reading, close, let others have the file."""
         # A log that cannot be moved now (disk full) is as durable as the file; the next start will.
         with suppress(sqlite3.Error):
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         super().close()
+        if self._wal_index is not None:
+            self._wal_index.close()
         self._ownership.close()
 
 
-def open_file(name: str, busy_timeout: float) -> sqlite3.Connection:
+def open_file(name: str, busy_timeout: float) -> FileConnection:
     """Open the kvpersist file `name`, or make it one when it does not exist or has 0 bytes.
 
     `busy_timeout` is in seconds. Raises what `SqliteStore.open` says.
@@ -163,14 +190,14 @@ def _take_ownership(path: Path) -> sqlite3.Connection:
 
 def _connect(
     path: Path, ownership: sqlite3.Connection, busy_timeout: float, *, is_new: bool
-) -> sqlite3.Connection:
+) -> FileConnection:
     if is_new:
         _create_private(path)
     connection = sqlite3.connect(
         path,
         timeout=busy_timeout,
         isolation_level=None,
-        factory=_FileConnection,
+        factory=FileConnection,
         check_same_thread=False,  # opened by one thread, used by aiosqlite's
     )
     connection.own(ownership)
@@ -183,6 +210,7 @@ def _connect(
         if mode != "wal":
             raise OpenError(f"{path} lies on a file system without write-ahead logs ({mode})")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.watch(path)
     except BaseException:
         sqlite3.Connection.close(connection)
         raise

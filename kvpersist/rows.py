@@ -1,0 +1,260 @@
+"""What memory and the store have in common: loading documents, and seeing what others wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+from kvpersist.codec import Codec
+from kvpersist.documents import Document, HandedOver
+from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
+from kvpersist.group_commit import GroupCommit
+from kvpersist.stores.store import Row, SeesOthers, Store
+
+D = TypeVar("D")
+Progress: TypeAlias = Callable[[str, int], None]
+"""Called with a prefix of keys and how many of its rows have been loaded."""
+
+_LOGGER = logging.getLogger("kvpersist")
+_SAY_EVERY: Final = 5.0
+"""Seconds between two lines in the log about a load that takes long."""
+_MANY: Final = 10_000
+"""So many documents that the collector of garbage should not walk through them again and again."""
+
+
+class Rows:
+    """The rows of a store as the values that they hold in memory.
+
+    Args:
+        store: Where they are.
+        codec: How they are written.
+        progress: Told about each page of rows that was loaded.
+    """
+
+    def __init__(self, store: Store, codec: Codec, progress: Progress | None = None) -> None:
+        self.store = store
+        self.commits = GroupCommit(store)
+        self.codec = codec
+        self._progress = progress
+        self._others: int | None = None
+        self._agreed: set[str] = set()
+        self._loaded: dict[str, int | None] = {}
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Have the store open and up to date; close it if the start fails, for PTB will not."""
+        try:
+            await self.store.open()
+            await self.commits.flush()
+            yield
+        except BaseException:
+            with suppress(WriteError):
+                await self.commits.close()
+            raise
+
+    async def pages(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
+        """Yield the rows whose keys begin with `prefix`; tell about long loads."""
+        rows = 0
+        start = said = time.monotonic()
+        async for page in self.store.scan(prefix):
+            yield page
+            rows += len(page)
+            if self._progress is not None:
+                self._progress(prefix, rows)
+            if time.monotonic() - said > _SAY_EVERY:
+                said = time.monotonic()
+                _LOGGER.info("loading %s: %d rows in %.0f s", prefix, rows, said - start)
+            await asyncio.sleep(0)
+
+    async def load(
+        self, prefix: str, name: Callable[[str], Any], kind: type[D], into: dict[Any, D]
+    ) -> None:
+        """Put all documents whose keys begin with `prefix` into a dict, by what `name` makes of
+        their keys.
+
+        Raises:
+            DecodeError: A row cannot be read.
+        """
+        async with self.reading():
+            others = await self._look()
+            with _collector_paused():
+                async for page in self.pages(prefix):
+                    self._take_page(page, name, kind, into)
+            self._loaded[prefix] = others
+
+    def _take_page(
+        self, page: Sequence[Row], name: Callable[[str], Any], kind: type[D], into: dict[Any, D]
+    ) -> None:
+        remember = self.commits.remember_as_read
+        key = ""
+        try:
+            for key, text in page:
+                into[name(key)] = self._decode_document(text, kind)
+                if b'": ' in text:
+                    self._remember_layout(key, text, kind)
+                else:
+                    remember(key, text)
+        except DocumentError as error:
+            error.key = key
+            raise
+
+    async def read(self, key: str, kind: type[D]) -> D | None:
+        """Return the document of one row, or None if there is none."""
+        others = await self._look()
+        text = (await self.store.read([key])).get(key)
+        self._agree(key, others)
+        if text is None:
+            self.commits.forget(key)
+            return None
+        return self.take(key, text, kind)
+
+    def take(self, key: str, text: bytes, kind: type[D]) -> D:
+        """Return the document in a row, and note that memory and the store agree about it."""
+        with naming(key):
+            document = self._decode_document(text, kind)
+            self._remember_layout(key, text, kind)
+        return document
+
+    def _remember_layout(self, key: str, text: bytes, kind: type) -> None:
+        """Remember a row that another program may have laid out in its own way, with spaces say."""
+        document = self._decode_document(text, kind)
+        self.commits.remember(key, text, self.encode_document(key, document, kind))
+
+    async def refresh(self, key: str, prefix: str, document: D, kind: type[D]) -> None:
+        """Take over into a document what another program has written into its row.
+
+        Memory wins if it holds what the store does not.
+        """
+        known = self.commits.known(key)
+        others = await self._look()
+        if self._is_agreed(key, prefix) and self._knows_layout(key, document, kind):
+            return
+        text = (await self.store.read([key])).get(key)
+        if self.commits.is_pending(key) or self.commits.known(key) != known:
+            return  # a write of ours has overtaken the read
+        # From here on nothing awaits, so that no handler can change the document in between.
+        if text is not None and self.commits.holds(key, text):
+            if self.commits.is_as_read(key):
+                self._remember_layout(key, text, kind)
+        elif text is not None or known is not None:
+            self._take_over(key, text, document, kind)
+        self._agree(key, others)
+
+    def _take_over(self, key: str, text: bytes | None, document: D, kind: type[D]) -> None:
+        if self._is_changed(key, document, kind):
+            _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
+            return
+        new = kind() if text is None else self.take(key, text, kind)
+        if text is None:
+            self.commits.forget(key)
+        content = cast("dict[Any, Any]", document)
+        content.clear()
+        content.update(cast("dict[Any, Any]", new))
+
+    def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
+        """Whether memory holds something that the store, as far as is known, does not."""
+        try:
+            text = self.encode_document(key, document, kind)
+        except EncodeError:
+            return True
+        if self.commits.known(key) is not None:
+            return not self.commits.holds(key, text)
+        return text != self.encode_document(key, kind(), kind)
+
+    async def _look(self) -> int | None:
+        """Return what differs after other programs have written; None if that cannot be seen."""
+        await self.store.open()
+        if not isinstance(self.store, SeesOthers):
+            return None
+        others = await self.store.writes_of_others()
+        if others != self._others:
+            self._others = others
+            self._agreed.clear()
+        return others
+
+    def _is_agreed(self, key: str, prefix: str) -> bool:
+        """Whether nobody has written the row since it was read, or written by the bot."""
+        if self._others is None:
+            return False
+        return self._loaded.get(prefix) == self._others or key in self._agreed
+
+    def _agree(self, key: str, others: int | None) -> None:
+        if others is not None and others == self._others:
+            self._agreed.add(key)
+
+    def _knows_layout(self, key: str, document: D, kind: type[D]) -> bool:
+        """Whether the row is known as kvpersist would write it; look, when it is used first."""
+        if not self.commits.is_as_read(key):
+            return True
+        with suppress(EncodeError):
+            text = self.encode_document(key, document, kind)
+            if self.commits.holds(key, text):
+                self.commits.remember(key, text)
+                return True
+        return False
+
+    def encode_document(self, key: str, document: object, kind: type) -> bytes:
+        """Return a document as it is stored."""
+        if type(document) is HandedOver:
+            document = document.document
+        try:
+            if kind is dict or kind is Document:
+                if type(document) is kind:
+                    return self.codec.encode(dict(cast("dict[Any, Any]", document)))
+            return self.codec.encode_document(document, kind)
+        except DocumentError as error:
+            error.key = key
+            raise
+
+    def _decode_document(self, text: bytes, kind: type[D]) -> D:
+        if kind is Document:
+            return cast("D", Document(self.codec.decode_document(text, dict)))
+        return cast("D", self.codec.decode_document(text, kind))
+
+    def encode(self, key: str, value: object) -> bytes:
+        """Return any value as it is stored."""
+        with naming(key):
+            return self.codec.encode(value)
+
+    def decode(self, key: str, text: bytes) -> Any:
+        """Return the value in a row."""
+        try:
+            return self.codec.decode(text)
+        except DecodeError as error:
+            error.key = key
+            raise
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Give the codec's errors, which know the path inside a document, the row that it is."""
+    try:
+        yield
+    except DocumentError as error:
+        error.key = key
+        raise
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let nobody look for garbage among documents that were just loaded, and all live.
+
+    Many of them are put where the collector does not look again: each time it would stop the bot
+    for a second, and find nothing.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    before = gc.get_count()[0]
+    gc.disable()
+    try:
+        yield
+    finally:
+        if gc.get_count()[0] - before > _MANY:
+            gc.freeze()
+        gc.enable()
