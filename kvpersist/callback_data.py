@@ -46,8 +46,12 @@ class KeyboardDocuments:
         for query, keyboard in queries.items():
             document = documents.setdefault(keyboard, {"queries": {}})
             document["queries"][query] = self._queries[query]
-        gone, self._rows = self._rows - documents.keys(), set(documents)
-        return {**documents, **dict.fromkeys(gone)}
+        self._rows |= documents.keys()
+        return {**documents, **dict.fromkeys(self._rows - documents.keys())}
+
+    def forget(self, keyboards: Iterable[str]) -> None:
+        """Note that these have no row any more; until then `split` says that they must go."""
+        self._rows -= set(keyboards)
 
     def join(self, documents: Mapping[str, Document]) -> CallbackData:
         """Return what `split` made `documents` from, and take up its positions."""

@@ -96,6 +96,8 @@ class Codec:
         if kind is dict:
             return value  # type: ignore[return-value]
         document = kind()
+        # What the class puts into a new instance may have been taken out of this one.
+        cast("dict[str, Any]", document).clear()
         cast("dict[str, Any]", document).update(value)
         return document
 

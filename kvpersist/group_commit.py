@@ -71,6 +71,12 @@ class GroupCommit:
         """Note that the store does not hold this row, as far as is known."""
         self._known.pop(key, None)
 
+    def forget_all(self, prefix: str) -> None:
+        """Note that nothing is known of the rows whose keys begin with `prefix`."""
+        self._known = {
+            key: known for key, known in self._known.items() if not key.startswith(prefix)
+        }
+
     def known(self, key: str) -> object:
         """Return a token for what the store is known to hold; it differs after every change."""
         return self._known.get(key)

@@ -211,15 +211,18 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             return
         if self._keyboards is None:
             await self.get_callback_data()
+        keyboards = cast("KeyboardDocuments", self._keyboards)
+        documents = keyboards.split(data)
         changes: dict[str, bytes | None] = {}
         refused: list[EncodeError] = []
-        for keyboard, document in cast("KeyboardDocuments", self._keyboards).split(data).items():
+        for keyboard, document in documents.items():
             key = keys.keyboard_key(keyboard)
             try:
                 changes[key] = None if document is None else self._rows.encode(key, document)
             except EncodeError as error:
                 refused.append(error)
         await self._rows.commits.write(changes)
+        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
         if refused:
             raise refused[0]
 

@@ -58,8 +58,12 @@ class Rows:
             raise
 
     async def pages(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
-        """Yield the rows whose keys begin with `prefix`; tell about long loads."""
+        """Yield the rows whose keys begin with `prefix`; tell about long loads.
+
+        What is not found is known no more, whoever has deleted it.
+        """
         rows = 0
+        self.commits.forget_all(prefix)
         start = said = time.monotonic()
         async for page in self.store.scan(prefix):
             yield page

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
+from storages import KV, MemoryStorage, PickleStorage, SqliteStorage, Storage
 
 settings.register_profile(
     "kvpersist",
@@ -47,3 +48,23 @@ def _open_files() -> set[str]:
     links = (str(descriptor.readlink()) for descriptor in folder.iterdir() if descriptor.exists())
     # A wal-index that another connection of the test kept alive: see stores/sqlite_watch.py.
     return {link for link in links if ".db" in link and not link.endswith("-shm (deleted)")}
+
+
+@pytest.fixture(params=["sqlite", "memory", "pickle"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """Give what lasts between two runs, in each way in which kvpersist and PTB can keep it."""
+    if request.param == "pickle":
+        return PickleStorage(tmp_path)
+    return SqliteStorage(tmp_path) if request.param == "sqlite" else MemoryStorage()
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def kv(request: pytest.FixtureRequest, tmp_path: Path) -> KV:
+    """Give what lasts between two runs, with rows to look at."""
+    return SqliteStorage(tmp_path) if request.param == "sqlite" else MemoryStorage()
+
+
+@pytest.fixture(params=[False, True], ids=["shutdown", "crash"])
+def crash(request: pytest.FixtureRequest) -> bool:
+    """Tell how the first run ends."""
+    return bool(request.param)
