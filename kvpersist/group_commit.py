@@ -22,6 +22,9 @@ FIRST_RETRY_DELAY: Final = 1.0
 LAST_RETRY_DELAY: Final = 60.0
 """Seconds that the growing delay between two tries does not exceed."""
 
+_NOTHING: Final = b""
+"""No row is empty."""
+
 Waiter: TypeAlias = "asyncio.Future[Exception | None]"
 
 # Python seeds its hash with a random number, unless it is told one that others may know.
@@ -47,6 +50,7 @@ class GroupCommit:
         self._known: dict[str, int | tuple[int, ...]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: list[Waiter] = []
+        self._in_flight_waiters: list[Waiter] = []
         self._committer: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_delay = FIRST_RETRY_DELAY
@@ -57,7 +61,7 @@ class GroupCommit:
 
     def remember(self, key: str, *texts: bytes) -> None:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
-        self._known[key] = tuple(map(_fingerprint, dict.fromkeys(texts)))
+        self._known[key] = tuple([_fingerprint(text) for text in texts])
 
     def remember_as_read(self, key: str, text: bytes) -> None:
         """Note that the store holds this row, which somebody may have laid out in another way."""
@@ -98,17 +102,52 @@ class GroupCommit:
         Raises:
             WriteError: The store refused. The rows are kept and will be tried again.
         """
-        self._move_to_running_loop()
-        changed = {
-            key: text
-            for key, text in changes.items()
-            if text is None or self.is_pending(key) or not self.holds(key, text)
-        }
-        if not changed:
-            return
-        self._pending.update(changed)
-        if (error := await self._join_next_commit()) is not None:
+        changed = {key: text for key, text in changes.items() if self._is_news(key, text)}
+        if changed and (error := await self._put(changed)) is not None:
             raise WriteError(_kept(error), keys=changed) from error
+
+    async def write_row(self, key: str, text: bytes) -> None:
+        """Write one row. As `write`."""
+        if self._is_news(key, text) and (error := await self._put({key: text})) is not None:
+            raise WriteError(_kept(error), keys=[key]) from error
+
+    def put(self, changes: Mapping[str, bytes | None]) -> bool:
+        """Write rows, as `write`, without waiting for it; return whether there is something to do.
+
+        `settled` waits for it, and raises what `write` would.
+        """
+        changed: dict[str, bytes | None] = {}
+        for key, text in changes.items():
+            waiting = self._pending.get(key, self._in_flight.get(key, _NOTHING))
+            if text != waiting and (waiting is not _NOTHING or self._is_news(key, text)):
+                changed[key] = text
+        if changed:
+            self._put(changed)
+        return bool(changed)
+
+    async def settled(self) -> None:
+        """Wait until all that is waiting now is durable.
+
+        Raises:
+            WriteError: The store refused. The rows are kept and will be tried again.
+        """
+        if self._pending:
+            error = await self._join_next_commit()
+        elif self._in_flight:
+            error = await self._join(self._in_flight_waiters)
+        else:
+            return
+        if error is not None:
+            raise WriteError(_kept(error), keys=self._pending) from error
+
+    def _is_news(self, key: str, text: bytes | None) -> bool:
+        return text is None or self.is_pending(key) or not self.holds(key, text)
+
+    def _put(self, changed: Mapping[str, bytes | None]) -> Waiter:
+        if self._loop is not asyncio.get_running_loop():
+            self._move_to_running_loop()
+        self._pending.update(changed)
+        return self._join_next_commit()
 
     async def flush(self) -> None:
         """Write everything that is waiting.
@@ -145,31 +184,35 @@ class GroupCommit:
         self._loop = loop
         self._committer = self._retry = None
         self._waiters = []
+        self._in_flight_waiters = []
         self._keep_in_flight()
 
     def _join_next_commit(self) -> Waiter:
         """Return what becomes of the commit that begins next, with all that is waiting then."""
-        loop = asyncio.get_running_loop()
-        # A future for each who waits: one that is cancelled leaves the others as they are.
-        waiter: Waiter = loop.create_future()
-        self._waiters.append(waiter)
         if self._committer is None:
+            loop = asyncio.get_running_loop()
             self._committer = loop.create_task(self._commit_all(), name="kvpersist:commit")
+        return self._join(self._waiters)
+
+    def _join(self, waiters: list[Waiter]) -> Waiter:
+        # A future for each who waits: one that is cancelled leaves the others as they are.
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        waiters.append(waiter)
         return waiter
 
     async def _commit_all(self) -> None:
-        waiting: list[Waiter] = []
         try:
             while self._waiters:
-                waiting, self._waiters = self._waiters, []
+                self._in_flight_waiters, self._waiters = self._waiters, []
                 error = await self._commit_pending()
-                for waiter in waiting:
+                for waiter in self._in_flight_waiters:
                     if not waiter.done():
                         waiter.set_result(error)
         finally:
-            for waiter in (*waiting, *self._waiters):
+            for waiter in (*self._in_flight_waiters, *self._waiters):
                 waiter.cancel()
             self._waiters = []
+            self._in_flight_waiters = []
             self._committer = None
 
     async def _commit_pending(self) -> Exception | None:
@@ -199,7 +242,7 @@ class GroupCommit:
             if text is None:
                 self.forget(key)
             else:
-                self.remember(key, text)
+                self._known[key] = (_fingerprint(text),)
         self._in_flight = {}
         if self._retry_delay > FIRST_RETRY_DELAY:
             _LOGGER.info("writing works again")

@@ -35,6 +35,8 @@ def document_key(scope: Scope, document_id: int) -> str:
     Raises:
         EncodeError: `document_id` is not an int.
     """
+    if type(document_id) is int:  # the usual case
+        return f"{scope}/{document_id}"
     if not isinstance(document_id, int) or isinstance(document_id, bool):
         raise EncodeError(
             f"the id of a {scope} must be an int, not {document_id!r}; use bot_data for other keys",

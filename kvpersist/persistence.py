@@ -181,13 +181,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
-            await self._update(key, data, self.context_types.user_data)
+            text = self._rows.encode_document(key, data, self.context_types.user_data)
+            await self._rows.commits.write_row(key, text)
 
     async def update_chat_data(self, chat_id: int, data: CD) -> None:
         """Write ``chat_data`` of one chat. Called, and raises, as `update_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
-            await self._update(key, data, self.context_types.chat_data)
+            text = self._rows.encode_document(key, data, self.context_types.chat_data)
+            await self._rows.commits.write_row(key, text)
 
     async def update_bot_data(self, data: BD) -> None:
         """Write ``bot_data``, if it changed. When this returns it is durable.
@@ -195,7 +197,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         PTB calls it in every run, changed or not. Raises as `update_user_data`.
         """
         if self.store_data.bot_data:
-            await self._update(keys.BOT, data, self.context_types.bot_data)
+            text = self._rows.encode_document(keys.BOT, data, self.context_types.bot_data)
+            await self._rows.commits.write_row(keys.BOT, text)
 
     async def update_callback_data(self, data: CallbackData) -> None:
         """Write the keyboards that changed, remove those that are gone.
@@ -304,10 +307,6 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     async def _load(self, scope: keys.Scope, kind: type[D], into: dict[int, D]) -> None:
         await self._rows.load(f"{scope}/", partial(keys.document_id, scope), kind, into)
-
-    async def _update(self, key: str, document: object, kind: type) -> None:
-        text = self._rows.encode_document(key, document, kind)
-        await self._rows.commits.write({key: text})
 
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)

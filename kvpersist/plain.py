@@ -26,32 +26,30 @@ def plain_text(value: object) -> bytes | None:
         text = orjson.dumps(value)
     except orjson.JSONEncodeError:
         return None
-    # What begins with "$" may have to be escaped.
-    if b'"$' in text or not _is_plain(value):
+    # What begins with "$" may have to be escaped. Looking for one byte is by far the fastest.
+    if (b"$" in text and b'"$' in text) or not _is_plain(value):
         return None
     return text
 
 
 def _is_plain(value: object) -> bool:
-    """Whether `value` is made of the types that orjson writes as what they are.
+    """Whether `value`, which orjson has taken, is made of JSON's own types.
 
-    orjson writes a tuple as a list, an enum as its value, nan as null. Asking the collector for all
-    that a level refers to costs one call a level, not one a container. It does not show the keys
-    of a dict that has only str keys, and needs not: orjson refuses all others.
+    orjson writes a tuple as a list, an enum as its value, nan as null, without a word. Asking the collector for all that a level refers to costs one call a level, not one a container.
+    It does not show the keys of a dict that has only str keys, and needs not.
     """
     level = [value]
     for _ in range(_LEVELS):
-        found = get_referents(*level)
-        kinds = {*map(type, found)} - _ATOMS
-        if not kinds:
-            return True
+        level = [item for item in get_referents(*level) if type(item) not in _ATOMS]
+        kinds = {*map(type, level)}
         if float in kinds:
-            if not all(isfinite(item) for item in found if type(item) is float):
+            # A sum is finite only if all that was added up is.
+            if not isfinite(sum([item for item in level if type(item) is float])):
                 return False
+            level = [item for item in level if type(item) is not float]
             kinds.remove(float)
-        if not kinds <= _CONTAINERS:
-            return False
-        level = [item for item in found if type(item) in _CONTAINERS]
         if not level:
             return True
+        if not kinds <= _CONTAINERS:
+            return False
     return False

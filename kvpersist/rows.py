@@ -14,6 +14,7 @@ from kvpersist.codec import Codec
 from kvpersist.documents import Document, HandedOver
 from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
 from kvpersist.group_commit import GroupCommit
+from kvpersist.plain import plain_text
 from kvpersist.stores.store import Row, SeesOthers, Store
 
 D = TypeVar("D")
@@ -206,14 +207,13 @@ class Rows:
         """Return a document as it is stored."""
         if type(document) is HandedOver:
             document = document.document
-        try:
-            if kind is dict or kind is Document:
-                if type(document) is kind:
-                    return self.codec.encode(dict(cast("dict[Any, Any]", document)))
+        if type(document) is kind and (kind is dict or kind is Document):
+            plain = dict(cast("dict[Any, Any]", document)) if kind is Document else document
+            if (text := plain_text(plain)) is not None:
+                return text
+            document, kind = plain, dict
+        with naming(key):
             return self.codec.encode_document(document, kind)
-        except DocumentError as error:
-            error.key = key
-            raise
 
     def _decode_document(self, text: bytes, kind: type[D]) -> D:
         if kind is Document:

@@ -23,7 +23,7 @@ _READ_KEYS: Final = 500
 """Below SQLITE_MAX_VARIABLE_NUMBER of every SQLite, 999 (https://sqlite.org/limits.html#9)."""
 
 _PUT: Final = """
-    INSERT INTO documents (key, value, version, updated_at) VALUES (?, CAST(? AS TEXT), 1, ?)
+    INSERT INTO documents (key, value, version, updated_at) VALUES (?, ?, 1, ?)
     ON CONFLICT (key) DO UPDATE
     SET value = excluded.value, version = version + 1, updated_at = excluded.updated_at
 """
@@ -133,8 +133,10 @@ class SqliteStore:
             WriteError: Nothing was written: the disk is full, the file is locked or read-only, ….
         """
         now = time.time_ns() // 1_000_000
-        puts = [(key, text, now) for key, text in changes.items() if text is not None]
-        removes = [(key,) for key, text in changes.items() if text is None]
+        rows = tuple(changes.items())
+        # Made in the thread, row by row.
+        removes = ((key,) for key, text in rows if text is None)
+        puts = ((key, text.decode(), now) for key, text in rows if text is not None)
         self._is_applying = True
         try:
             await self._opened().executemany(_APPLY, [removes, puts])

@@ -73,8 +73,7 @@ class FileConnection(sqlite3.Connection):
         with self:
             self.execute("BEGIN IMMEDIATE")
             for statement, rows in zip(sql.split(";"), parameters, strict=True):
-                if rows:
-                    super().executemany(statement, rows)
+                super().executemany(statement, rows)
         self.look()
         # Another cursor than those that did it: aiosqlite's thread keeps what it was given last,
         # and a statement that is in use keeps the file open after `close`.
