@@ -12,6 +12,7 @@ from kvpersist.errors import (
     ReadError,
     StoreError,
     StoreInUseError,
+    UnavailableError,
     WriteError,
 )
 from kvpersist.persistence import KVPersistence
@@ -33,5 +34,6 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreInUseError",
+    "UnavailableError",
     "WriteError",
 ]

@@ -40,7 +40,8 @@ class Document(dict[K, V]):
         # At the top of what is copied, memo is empty; below, somebody copies what holds this.
         if _HANDING_OVER.get() and not memo:
             return HandedOver(self)
-        make, arguments, *rest = self.__reduce_ex__(4)
+        reduced: Any = self.__reduce_ex__(4)
+        make, arguments, *rest = reduced
         copied = make(*deepcopy(arguments, memo))
         memo[id(self)] = copied
         if rest and rest[0] is not None:

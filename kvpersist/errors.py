@@ -14,6 +14,7 @@
         │   └── NewerSchemaError  a newer kvpersist has written it
         ├── ReadError             rows could not be read
         └── WriteError            rows could not be written; they are kept and tried again
+            └── UnavailableError  the store takes no rows at all now, whichever they are
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class WriteError(StoreError):
     Raised by the ``update_*`` and ``drop_*`` calls and by ``flush``, which names all rows that are
     waiting. When one of those raises it the values are kept: they are tried again after a while,
     with the next write and by ``flush``, unless a newer value of the same row takes their place.
+    Engines raise it too, when nothing of a transaction was written.
 
     Attributes:
         keys: The rows, in no particular order.
@@ -113,3 +115,10 @@ class WriteError(StoreError):
         shown = ", ".join(self.keys[:_SHOWN_KEYS])
         more = len(self.keys) - _SHOWN_KEYS
         return f"{shown}{f' and {more} more' if more > 0 else ''}: {self.reason}"
+
+
+class UnavailableError(WriteError):
+    """The store takes no rows at all now: it is locked, or gone. Raised by engines.
+
+    It makes no sense then to try the rows one by one, as after any other WriteError.
+    """

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from kvpersist.errors import WriteError
-from kvpersist.stores.store import Store
+from kvpersist.errors import OpenError, UnavailableError, WriteError
+from kvpersist.stores.store import Row, Store
 
 _LOGGER = logging.getLogger("kvpersist")
 
@@ -21,21 +22,25 @@ FIRST_RETRY_DELAY: Final = 1.0
 """Seconds between a refused write and the first time it is tried again by itself."""
 LAST_RETRY_DELAY: Final = 60.0
 """Seconds that the growing delay between two tries does not exceed."""
-
 _NOTHING: Final = b""
-"""No row is empty."""
-
-Waiter: TypeAlias = "asyncio.Future[Exception | None]"
+"""What is no value of a row."""
+_MOST_REFUSED: Final = 10
+"""Rows that are tried one by one and refused before the rest is left for the next time."""
 
 # Python seeds its hash with a random number, unless it is told one that others may know.
 _SEED: Final = os.urandom(16) if "PYTHONHASHSEED" in os.environ else b""
+
+Changes: TypeAlias = dict[str, bytes | None]
+Refused: TypeAlias = dict[str, BaseException]
+"""Why each row that a commit did not write was not written."""
+Waiter: TypeAlias = "asyncio.Future[Refused]"
 
 
 class GroupCommit:
     """Writes rows to a store, many writes a transaction, and keeps those that the store refused.
 
-    It remembers a fingerprint of each row that it knows the store to hold, so that a row which has
-    not changed costs nothing.
+    It opens the store when it is needed, and remembers a fingerprint of each row that it knows
+    the store to hold, so that a row which has not changed costs nothing.
 
     Notes:
         All calls must come from the thread of a running event loop. When the loop changes (an
@@ -45,12 +50,14 @@ class GroupCommit:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pending: dict[str, bytes | None] = {}
-        self._in_flight: dict[str, bytes | None] = {}
+        self._pending: Changes = {}
+        self._in_flight: Changes = {}
+        self._refused: dict[str, None] = {}  # an ordered set
         self._known: dict[str, int | tuple[int, ...]] = {}
+        self._in_use = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiters: list[Waiter] = []
-        self._in_flight_waiters: list[Waiter] = []
+        self._this_commit: list[Waiter] = []
+        self._next_commit: list[Waiter] = []
         self._committer: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_delay = FIRST_RETRY_DELAY
@@ -75,14 +82,8 @@ class GroupCommit:
         """Note that the store does not hold this row, as far as is known."""
         self._known.pop(key, None)
 
-    def forget_all(self, prefix: str) -> None:
-        """Note that nothing is known of the rows whose keys begin with `prefix`."""
-        self._known = {
-            key: known for key, known in self._known.items() if not key.startswith(prefix)
-        }
-
     def known(self, key: str) -> object:
-        """Return a token for what the store is known to hold; it differs after every change."""
+        """Return what the store is known to hold: None, or an object that is new after a change."""
         return self._known.get(key)
 
     def holds(self, key: str, text: bytes) -> bool:
@@ -91,6 +92,31 @@ class GroupCommit:
         if type(known) is tuple:
             return _fingerprint(text) in known
         return _fingerprint(text) == known
+
+    async def read(self, key: str) -> bytes | None:
+        """Return what the store has in this row, which may be behind what is waiting.
+
+        Raises:
+            OpenError, ReadError: The store's.
+        """
+        self._in_use = True
+        await self._store.open()
+        return (await self._store.read([key])).get(key)
+
+    async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
+        """Write what is waiting, then yield all rows whose key begins with `prefix`, in pages.
+
+        Raises:
+            OpenError, ReadError: The store's.
+            WriteError: What is waiting could not be written, so that the rows are not the newest.
+        """
+        await self._store.open()
+        await self.flush()
+        if self._in_use:  # or nothing is known yet, or what other scans have found
+            for key in [key for key in self._known if key.startswith(prefix)]:
+                self.forget(key)
+        async for page in self._store.scan(prefix):
+            yield page
 
     async def write(self, changes: Mapping[str, bytes | None]) -> None:
         """Write rows; None removes one. When this returns they are durable.
@@ -103,49 +129,46 @@ class GroupCommit:
             WriteError: The store refused. The rows are kept and will be tried again.
         """
         changed = {key: text for key, text in changes.items() if self._is_news(key, text)}
-        if changed and (error := await self._put(changed)) is not None:
-            raise WriteError(_kept(error), keys=changed) from error
+        if changed:
+            refused = await self._put(changed)
+            if keys := refused.keys() & changed.keys():
+                raise _write_error(keys, refused)
 
     async def write_row(self, key: str, text: bytes) -> None:
         """Write one row. As `write`."""
-        if self._is_news(key, text) and (error := await self._put({key: text})) is not None:
-            raise WriteError(_kept(error), keys=[key]) from error
+        if self._is_news(key, text):
+            refused = await self._put({key: text})
+            if key in refused:
+                raise _write_error([key], refused)
 
-    def put(self, changes: Mapping[str, bytes | None]) -> bool:
-        """Write rows, as `write`, without waiting for it; return whether there is something to do.
-
-        `settled` waits for it, and raises what `write` would.
-        """
-        changed: dict[str, bytes | None] = {}
+    def put(self, changes: Mapping[str, bytes | None]) -> None:
+        """Begin to write rows, as `write` does; `settled` waits until they are durable."""
+        changed: Changes = {}
         for key, text in changes.items():
             waiting = self._pending.get(key, self._in_flight.get(key, _NOTHING))
-            if text != waiting and (waiting is not _NOTHING or self._is_news(key, text)):
+            if self._is_news(key, text) if waiting is _NOTHING else text != waiting:
                 changed[key] = text
         if changed:
             self._put(changed)
-        return bool(changed)
 
     async def settled(self) -> None:
-        """Wait until all that is waiting now is durable.
+        """Wait until all that is on its way is durable, whoever wrote it.
 
         Raises:
             WriteError: The store refused. The rows are kept and will be tried again.
         """
-        if self._pending:
-            error = await self._join_next_commit()
-        elif self._in_flight:
-            error = await self._join(self._in_flight_waiters)
-        else:
-            return
-        if error is not None:
-            raise WriteError(_kept(error), keys=self._pending) from error
+        self._move_to_running_loop()
+        if commit := self._next_commit or self._this_commit:
+            refused = await self._join(commit)
+            if refused:
+                raise _write_error(refused.keys(), refused)
 
     def _is_news(self, key: str, text: bytes | None) -> bool:
         return text is None or self.is_pending(key) or not self.holds(key, text)
 
-    def _put(self, changed: Mapping[str, bytes | None]) -> Waiter:
-        if self._loop is not asyncio.get_running_loop():
-            self._move_to_running_loop()
+    def _put(self, changed: Changes) -> Waiter:
+        self._in_use = True
+        self._move_to_running_loop()
         self._pending.update(changed)
         return self._join_next_commit()
 
@@ -156,22 +179,36 @@ class GroupCommit:
             WriteError: With all rows that could not be written. They are kept.
         """
         self._move_to_running_loop()
-        while self._pending or self._in_flight:
-            if (error := await self._join_next_commit()) is not None:
-                raise WriteError(_kept(error), keys=self._pending) from error
+        while waiting := len(self._pending) + len(self._in_flight):
+            refused = await self._join_next_commit()
+            # A commit that was cancelled, with all tasks of a program that ends, is made again.
+            interrupted = all(isinstance(error, CancelledError) for error in refused.values())
+            if not interrupted and len(self._pending) >= waiting:
+                raise _write_error(self._pending.keys(), refused)
 
     async def close(self) -> None:
         """Write everything that is waiting, then close the store, even if that write failed.
 
         Raises:
-            WriteError: As `flush` does. The rows are kept; a later `write` or `flush` opens the
-                store again.
+            WriteError: As `flush` does. The rows are kept; a later call opens the store again.
         """
         try:
             await self.flush()
         finally:
+            self._in_use = False
             self._cancel_retry()
+            # From now on the store is anybody's: what it held says nothing any more.
+            self._known.clear()
             await self._store.close()
+
+    async def close_if_unused(self) -> None:
+        """Close the store if nothing but `scan` was called since it was opened.
+
+        Raises:
+            WriteError: As `close` does.
+        """
+        if not self._in_use:
+            await self.close()
 
     def _move_to_running_loop(self) -> None:
         """Take over what an event loop left that ended without `close`.
@@ -179,58 +216,95 @@ class GroupCommit:
         Whether its last commit reached the store is unknown; writing it again is harmless.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return
-        self._loop = loop
-        self._committer = self._retry = None
-        self._waiters = []
-        self._in_flight_waiters = []
-        self._keep_in_flight()
+        if self._loop is not loop:
+            self._loop = loop
+            self._committer = self._retry = None
+            self._this_commit, self._next_commit = [], []
+            self._keep_in_flight()
 
     def _join_next_commit(self) -> Waiter:
         """Return what becomes of the commit that begins next, with all that is waiting then."""
+        if self._committer is not None and self._committer.done():
+            self._end_committer(self._committer)
         if self._committer is None:
             loop = asyncio.get_running_loop()
             self._committer = loop.create_task(self._commit_all(), name="kvpersist:commit")
-        return self._join(self._waiters)
+            self._committer.add_done_callback(self._end_committer)
+        return self._join(self._next_commit)
 
-    def _join(self, waiters: list[Waiter]) -> Waiter:
-        # A future for each who waits: one that is cancelled leaves the others as they are.
+    @staticmethod
+    def _join(commit: list[Waiter]) -> Waiter:
+        # A future for each who waits, because cancelling one must not cancel the others.
         waiter: Waiter = asyncio.get_running_loop().create_future()
-        waiters.append(waiter)
+        commit.append(waiter)
         return waiter
 
     async def _commit_all(self) -> None:
-        try:
-            while self._waiters:
-                self._in_flight_waiters, self._waiters = self._waiters, []
-                error = await self._commit_pending()
-                for waiter in self._in_flight_waiters:
-                    if not waiter.done():
-                        waiter.set_result(error)
-        finally:
-            for waiter in (*self._in_flight_waiters, *self._waiters):
-                waiter.cancel()
-            self._waiters = []
-            self._in_flight_waiters = []
-            self._committer = None
+        # Nothing here must run when this coroutine ends early: it may be that of a dead loop, which
+        # the garbage collector ends. _end_committer runs even if it never began.
+        while self._next_commit:
+            self._this_commit, self._next_commit = self._next_commit, []
+            _tell(self._this_commit, await self._commit_pending())
+            self._this_commit = []
 
-    async def _commit_pending(self) -> Exception | None:
-        """Write what is pending; return why it was refused, or None."""
-        self._in_flight, self._pending = self._pending, {}
+    def _end_committer(self, committer: asyncio.Task[None]) -> None:
+        """Clean up after the committer, which has nothing left to do or was cancelled."""
+        if committer is not self._committer:
+            return
+        waiting = [*self._this_commit, *self._next_commit]
+        self._committer = None
+        self._this_commit, self._next_commit = [], []
+        self._keep_in_flight()
+        interrupted = CancelledError("the commit was cancelled")
+        _tell(waiting, dict.fromkeys(self._pending, interrupted))
+        if self._pending:
+            self._retry_later(interrupted)
+
+    async def _commit_pending(self) -> Refused:
+        """Write what is pending; return the rows that were refused, and why.
+
+        A row that the store cannot take must not hold up the others. So those that were refused
+        before have a transaction of their own, and if that does not help, each row has one.
+        """
+        before = [key for key in self._refused if key in self._pending]
+        refused = await self._commit([key for key in self._pending if key not in self._refused])
+        if not _is_unavailable(refused):
+            refused |= await self._commit(before)
+        if not _is_unavailable(refused) and len(refused) > 1:
+            refused = await self._commit_each([key for key in self._refused if key in refused])
+        if refused:
+            self._retry_later(next(iter(refused.values())))
+        elif self._retry_delay > FIRST_RETRY_DELAY:
+            _LOGGER.info("writing works again")
+            self._cancel_retry()
+            self._retry_delay = FIRST_RETRY_DELAY
+        return refused
+
+    async def _commit_each(self, keys: Sequence[str]) -> Refused:
+        """Write rows one by one; the rest counts as refused when the store takes none."""
+        refused: Refused = {}
+        for at, key in enumerate(keys):
+            refused |= await self._commit([key])
+            if _is_unavailable(refused) or len(refused) == _MOST_REFUSED:
+                return refused | dict.fromkeys(keys[at:], refused[key])
+        return refused
+
+    async def _commit(self, keys: Sequence[str]) -> Refused:
+        """Write pending rows in one transaction."""
+        if not keys:
+            return {}
+        self._in_flight = {key: self._pending.pop(key) for key in keys}
         try:
-            if self._in_flight:
-                await self._store.open()
-                await self._store.apply(self._in_flight)
+            await self._store.open()
+            await self._store.apply(self._in_flight)
         except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing may be lost
+            for key in keys:  # those refused last are tried last
+                self._refused.pop(key, None)
+                self._refused[key] = None
             self._keep_in_flight()
-            self._retry_later(error)
-            return error
-        except BaseException:
-            self._keep_in_flight()
-            raise
+            return dict.fromkeys(keys, error)
         self._note_committed()
-        return None
+        return {}
 
     def _keep_in_flight(self) -> None:
         """Put back what was not committed; what came in since is newer and stays."""
@@ -239,17 +313,14 @@ class GroupCommit:
 
     def _note_committed(self) -> None:
         for key, text in self._in_flight.items():
+            self._refused.pop(key, None)
             if text is None:
                 self.forget(key)
             else:
-                self._known[key] = (_fingerprint(text),)
+                self.remember(key, text)
         self._in_flight = {}
-        if self._retry_delay > FIRST_RETRY_DELAY:
-            _LOGGER.info("writing works again")
-            self._cancel_retry()
-            self._retry_delay = FIRST_RETRY_DELAY
 
-    def _retry_later(self, error: Exception) -> None:
+    def _retry_later(self, error: BaseException) -> None:
         if self._retry is not None:
             return
         _LOGGER.warning(
@@ -272,8 +343,21 @@ class GroupCommit:
         self._join_next_commit()
 
 
-def _kept(error: Exception) -> str:
-    return f"not written, but kept and tried again: {error}"
+def _is_unavailable(refused: Refused) -> bool:
+    return any(isinstance(error, UnavailableError | OpenError) for error in refused.values())
+
+
+def _write_error(keys: Collection[str], refused: Refused) -> WriteError:
+    cause = next(iter(refused.values()))
+    error = WriteError(f"not written, but kept and tried again: {cause}", keys=keys)
+    error.__cause__ = cause
+    return error
+
+
+def _tell(waiters: Iterable[Waiter], refused: Refused) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(refused)
 
 
 def _fingerprint(text: bytes) -> int:

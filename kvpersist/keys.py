@@ -25,7 +25,9 @@ BOT: Final = "bot"
 CALLBACK: Final = "callback/"
 CONVERSATION: Final = "conversation/"
 
-_ID = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
+# Bounded, because int() takes quadratic time. Telegram's ids have at most 52 bits.
+_ID = re.compile(r"0|-?[1-9][0-9]{0,99}", re.ASCII)
+_SHOWN_ID: Final = 40
 _RESERVED = re.compile("[%/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -35,8 +37,6 @@ def document_key(scope: Scope, document_id: int) -> str:
     Raises:
         EncodeError: `document_id` is not an int.
     """
-    if type(document_id) is int:  # the usual case
-        return f"{scope}/{document_id}"
     if not isinstance(document_id, int) or isinstance(document_id, bool):
         raise EncodeError(
             f"the id of a {scope} must be an int, not {document_id!r}; use bot_data for other keys",
@@ -53,7 +53,10 @@ def document_id(scope: Scope, key: str) -> int:
     """
     text = key[len(scope) + 1 :]
     if not _ID.fullmatch(text):
-        raise DecodeError(f"{text!r} is not the id of a {scope}; rename or delete the row", key=key)
+        shown = text if len(text) <= _SHOWN_ID else text[:_SHOWN_ID] + "…"
+        raise DecodeError(
+            f"{shown!r} is not the id of a {scope}; rename or delete the row", key=key
+        )
     return int(text)
 
 
@@ -63,8 +66,18 @@ def keyboard_key(keyboard: str) -> str:
 
 
 def keyboard_id(key: str) -> str:
-    """Return the keyboard in a key that `keyboard_key` made."""
-    return unquote(key[len(CALLBACK) :], errors="surrogatepass")
+    """Return the keyboard in a key that `keyboard_key` made.
+
+    Raises:
+        DecodeError: It is not written as kvpersist writes it, and so would be another row.
+    """
+    try:
+        keyboard = unquote(key[len(CALLBACK) :], errors="surrogatepass")
+    except UnicodeDecodeError:
+        keyboard = ""
+    if keyboard_key(keyboard) != key:
+        raise DecodeError("not the key of a keyboard; rename or delete the row", key=key)
+    return keyboard
 
 
 def conversation_prefix(name: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, MutableMapping
+from collections.abc import Collection, MutableMapping
 from functools import partial
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
@@ -14,12 +14,11 @@ from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, i
 from kvpersist.codec import Codec
 from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
 from kvpersist.rows import Progress, Rows
-from kvpersist.stores import Row, SqliteStore, Store
+from kvpersist.stores import SqliteStore, Store
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
 BD = TypeVar("BD")
-D = TypeVar("D")
 ConversationKey: TypeAlias = tuple[int | str, ...]
 ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
 
@@ -91,7 +90,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 "python-telegram-bot keeps a processor core busy; 0.1 is short enough"
             )
         super().__init__(store_data=store_data, update_interval=update_interval)
-        self.store: Store = _store(store)
+        self.store = store if isinstance(store, Store) else SqliteStore(store)
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self._rows = Rows(self.store, Codec(tuple(types)), progress)
         self._keyboards: KeyboardDocuments | None = None
@@ -109,17 +108,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.user_data:
             return {}
-        users: dict[int, UD] = {}
-        await self._load("user", self.context_types.user_data, users)
-        return users
+        name = partial(keys.document_id, "user")
+        return await self._rows.load("user/", name, self.context_types.user_data)
 
     async def get_chat_data(self) -> dict[int, CD]:
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
         if not self.store_data.chat_data:
             return {}
-        chats: dict[int, CD] = {}
-        await self._load("chat", self.context_types.chat_data, chats)
-        return chats
+        name = partial(keys.document_id, "chat")
+        return await self._rows.load("chat/", name, self.context_types.chat_data)
 
     async def get_bot_data(self) -> BD:
         """Return the stored ``bot_data``, or a new instance of its class where there is none.
@@ -128,10 +125,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
-        kind = self.context_types.bot_data
-        async with self._rows.reading():
-            found = await self._rows.read(keys.BOT, kind)
-        return kind() if found is None else found
+        found = await self._rows.load_one(keys.BOT, self.context_types.bot_data)
+        return self.context_types.bot_data() if found is None else found
 
     async def get_callback_data(self) -> CallbackData | None:
         """Return the stored callback-data cache, in the order in which it was handed over.
@@ -142,15 +137,13 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if not self.store_data.callback_data:
             return None
         documents: dict[str, Document] = {}
-        async with self._rows.reading():
-            async for key, text in self._scan(keys.CALLBACK):
-                document = self._rows.decode(key, text)
-                if not is_keyboard(document):
-                    raise DecodeError(
-                        "not a keyboard of kvpersist; mend or delete the row", key=key
-                    )
-                documents[keys.keyboard_id(key)] = document
-                self._rows.commits.remember(key, text)
+
+        def take(key: str, document: Any) -> None:
+            if not is_keyboard(document):
+                raise DecodeError("not a keyboard of kvpersist; mend or delete the row", key=key)
+            documents[keys.keyboard_id(key)] = document
+
+        await self._rows.load_values(keys.CALLBACK, take)
         self._keyboards = KeyboardDocuments()
         data = self._keyboards.join(documents)
         return data if documents else None
@@ -163,10 +156,11 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         prefix = keys.conversation_prefix(name)
         conversations: ConversationDict = {}
-        async with self._rows.reading():
-            async for key, text in self._scan(prefix):
-                conversations[self._conversation(prefix, key)] = self._rows.decode(key, text)
-                self._rows.commits.remember(key, text)
+
+        def take(key: str, state: Any) -> None:
+            conversations[self._conversation(prefix, key)] = state
+
+        await self._rows.load_values(prefix, take)
         return conversations
 
     async def update_user_data(self, user_id: int, data: UD) -> None:
@@ -215,17 +209,16 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if self._keyboards is None:
             await self.get_callback_data()
         keyboards = cast("KeyboardDocuments", self._keyboards)
-        documents = keyboards.split(data)
         changes: dict[str, bytes | None] = {}
         refused: list[EncodeError] = []
-        for keyboard, document in documents.items():
+        for keyboard, document in keyboards.split(data).items():
             key = keys.keyboard_key(keyboard)
             try:
                 changes[key] = None if document is None else self._rows.encode(key, document)
             except EncodeError as error:
                 refused.append(error)
+        keyboards.forget_gone()  # from here on the removals are group commit's to remember
         await self._rows.commits.write(changes)
-        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
         if refused:
             raise refused[0]
 
@@ -266,12 +259,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         anything that the store does not: then memory wins, and is written in PTB's next run.
 
         Raises:
-            ReadError: The store could not be read. PTB does not run the handlers then.
+            OpenError, ReadError: The store could not be read. PTB does not run the handlers of the
+                first group that has one for this update; those of later groups see what memory has.
             DecodeError: The other program wrote what cannot be read. Likewise.
 
         Notes:
             What another handler of the same user, still at work, holds of the inner values of
-            `user_data` is no part of it any more after another program's write was taken over.
+            `user_data` is no part of it any more after another program's write was taken over. And
+            if PTB is handing over this document in the same moment, what it had before is written
+            over the other program's write.
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
@@ -300,14 +296,6 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         await self._rows.commits.close()
 
-    async def _scan(self, prefix: str) -> AsyncIterator[Row]:
-        async for page in self._rows.pages(prefix):
-            for row in page:
-                yield row
-
-    async def _load(self, scope: keys.Scope, kind: type[D], into: dict[int, D]) -> None:
-        await self._rows.load(f"{scope}/", partial(keys.document_id, scope), kind, into)
-
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)
         return prefix + self._rows.encode(f"{prefix}{key!r}", list(key)).decode()
@@ -318,18 +306,3 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if type(key) is not list or self._rows.encode(row, key) != text:
             raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
         return tuple(key)
-
-
-def _store(store: str | PathLike[str] | Store) -> Store:
-    if isinstance(store, Store):
-        return store
-    path = fspath(store)
-    if "://" in path:
-        raise ConfigurationError(
-            f"no store for {path.partition('://')[0]} URLs; give a file's path"
-        )
-    if path == ":memory:":
-        raise ConfigurationError(
-            "a database in memory keeps nothing; say MemoryStore() if you mean it"
-        )
-    return SqliteStore(path)

@@ -35,8 +35,9 @@ def plain_text(value: object) -> bytes | None:
 def _is_plain(value: object) -> bool:
     """Whether `value`, which orjson has taken, is made of JSON's own types.
 
-    orjson writes a tuple as a list, an enum as its value, nan as null, without a word. Asking the collector for all that a level refers to costs one call a level, not one a container.
-    It does not show the keys of a dict that has only str keys, and needs not.
+    orjson writes a tuple as a list, an enum as its value, nan as null, without a word. Asking the
+    collector for all that a level refers to costs one call a level, not one a container. It does
+    not show the keys of a dict that has only str keys, and needs not.
     """
     level = [value]
     for _ in range(_LEVELS):

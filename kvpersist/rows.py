@@ -48,25 +48,19 @@ class Rows:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Have the store open and up to date; close it if the start fails, for PTB will not."""
+        """Close the store if the start fails, for PTB will not."""
         try:
-            await self.store.open()
-            await self.commits.flush()
             yield
         except BaseException:
             with suppress(WriteError):
-                await self.commits.close()
+                await self.commits.close_if_unused()
             raise
 
     async def pages(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
-        """Yield the rows whose keys begin with `prefix`; tell about long loads.
-
-        What is not found is known no more, whoever has deleted it.
-        """
+        """Yield the rows whose keys begin with `prefix`; tell about loads that take long."""
         rows = 0
-        self.commits.forget_all(prefix)
         start = said = time.monotonic()
-        async for page in self.store.scan(prefix):
+        async for page in self.commits.scan(prefix):
             yield page
             rows += len(page)
             if self._progress is not None:
@@ -76,24 +70,35 @@ class Rows:
                 _LOGGER.info("loading %s: %d rows in %.0f s", prefix, rows, said - start)
             await asyncio.sleep(0)
 
-    async def load(
-        self, prefix: str, name: Callable[[str], Any], kind: type[D], into: dict[Any, D]
-    ) -> None:
-        """Put all documents whose keys begin with `prefix` into a dict, by what `name` makes of
-        their keys.
+    async def load(self, prefix: str, name: Callable[[str], int], kind: type[D]) -> dict[int, D]:
+        """Return all documents whose keys begin with `prefix`, by what `name` makes of their keys.
 
         Raises:
             DecodeError: A row cannot be read.
         """
+        documents: dict[int, D] = {}
         async with self.reading():
             others = await self._look()
             with _collector_paused():
                 async for page in self.pages(prefix):
-                    self._take_page(page, name, kind, into)
+                    self._take_page(page, name, kind, documents)
             self._loaded[prefix] = others
+        return documents
+
+    async def load_values(self, prefix: str, take: Callable[[str, Any], None]) -> None:
+        """Call `take` with each key that begins with `prefix`, and its value.
+
+        Raises:
+            DecodeError: A row cannot be read. Or what `take` raises.
+        """
+        async with self.reading():
+            async for page in self.pages(prefix):
+                for key, text in page:
+                    take(key, self.decode(key, text))
+                    self.commits.remember(key, text)
 
     def _take_page(
-        self, page: Sequence[Row], name: Callable[[str], Any], kind: type[D], into: dict[Any, D]
+        self, page: Sequence[Row], name: Callable[[str], int], kind: type[D], into: dict[int, D]
     ) -> None:
         remember = self.commits.remember_as_read
         key = ""
@@ -108,15 +113,13 @@ class Rows:
             error.key = key
             raise
 
-    async def read(self, key: str, kind: type[D]) -> D | None:
+    async def load_one(self, key: str, kind: type[D]) -> D | None:
         """Return the document of one row, or None if there is none."""
-        others = await self._look()
-        text = (await self.store.read([key])).get(key)
-        self._agree(key, others)
-        if text is None:
-            self.commits.forget(key)
-            return None
-        return self.take(key, text, kind)
+        async with self.reading():
+            others = await self._look()
+            rows = {row: text async for page in self.commits.scan(key) for row, text in page}
+            self._agree(key, others)
+            return self.take(key, rows[key], kind) if key in rows else None
 
     def take(self, key: str, text: bytes, kind: type[D]) -> D:
         """Return the document in a row, and note that memory and the store agree about it."""
@@ -127,7 +130,7 @@ class Rows:
 
     def _remember_layout(self, key: str, text: bytes, kind: type) -> None:
         """Remember a row that another program may have laid out in its own way, with spaces say."""
-        document = self._decode_document(text, kind)
+        document: object = self._decode_document(text, kind)
         self.commits.remember(key, text, self.encode_document(key, document, kind))
 
     async def refresh(self, key: str, prefix: str, document: D, kind: type[D]) -> None:
@@ -139,8 +142,8 @@ class Rows:
         others = await self._look()
         if self._is_agreed(key, prefix) and self._knows_layout(key, document, kind):
             return
-        text = (await self.store.read([key])).get(key)
-        if self.commits.is_pending(key) or self.commits.known(key) != known:
+        text = await self.commits.read(key)
+        if self.commits.is_pending(key) or self.commits.known(key) is not known:
             return  # a write of ours has overtaken the read
         # From here on nothing awaits, so that no handler can change the document in between.
         if text is not None and self.commits.holds(key, text):
@@ -218,7 +221,7 @@ class Rows:
     def _decode_document(self, text: bytes, kind: type[D]) -> D:
         if kind is Document:
             return cast("D", Document(self.codec.decode_document(text, dict)))
-        return cast("D", self.codec.decode_document(text, kind))
+        return self.codec.decode_document(text, kind)
 
     def encode(self, key: str, value: object) -> bytes:
         """Return any value as it is stored."""

@@ -27,6 +27,12 @@ def blockbuster() -> Iterator[BlockBuster]:
         yield blockbuster
 
 
+@pytest.fixture
+def bot_db(tmp_path: Path) -> Path:
+    """A path where no file is yet."""
+    return tmp_path / "bot.db"
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in a folder from which Python would not import the source: the wheel is tested."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
-from kvpersist import OpenError, ReadError, Store
+from kvpersist import OpenError, ReadError, Store, WriteError
 from kvpersist.stores import Row
 
 
@@ -19,6 +19,7 @@ class WatchedStore:
         scans: How many `scan` there were.
         failure: As long as it is set, an OpenError is raised by `open`, a ReadError by `read` and
             `scan`, anything else by `apply`.
+        poison: Rows that `apply` refuses, with all their neighbours.
         gate: `apply` waits until it is set.
     """
 
@@ -29,6 +30,7 @@ class WatchedStore:
         self.reads = 0
         self.scans = 0
         self.failure: Exception | None = None
+        self.poison: set[str] = set()
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()
@@ -57,6 +59,8 @@ class WatchedStore:
         await self.gate.wait()
         if self.failure is not None and not isinstance(self.failure, OpenError | ReadError):
             raise self.failure
+        if self.poison & changes.keys():
+            raise WriteError("a row is too large")
         await self.store.apply(changes)
         self.commits.append(dict(changes))
 

@@ -30,12 +30,6 @@ LOCKER = (
 )
 
 
-@pytest.fixture
-def bot_db(tmp_path: Path) -> Path:
-    """A path where no file is yet."""
-    return tmp_path / "bot.db"
-
-
 @contextmanager
 def locked_by_another_program(path: Path) -> Iterator[None]:
     """Have another process hold the write lock of a database."""
@@ -95,7 +89,7 @@ async def test_a_long_lock_refuses_the_write_and_nothing_is_lost(bot_db: Path) -
 
 
 async def test_a_full_disk_refuses_the_write_and_nothing_is_lost(bot_db: Path) -> None:
-    """A file that may not grow refuses whole transactions; with room again all rows are there."""
+    """What does not fit is refused, row by row; with room again all rows are there."""
     persistence = KVPersistence(bot_db)
     await persistence.update_chat_data(0, {"text": "before"})
     big = {"text": "x" * 20_000}
@@ -104,13 +98,51 @@ async def test_a_full_disk_refuses_the_write_and_nothing_is_lost(bot_db: Path) -
             *(persistence.update_chat_data(chat, big) for chat in range(10)),
             return_exceptions=True,
         )
-        assert all(isinstance(result, WriteError) for result in results)
-        assert stored(bot_db) == {"chat/0": {"text": "before"}}
+        refused = {chat for chat, error in enumerate(results) if isinstance(error, WriteError)}
+        written = {chat for chat, error in enumerate(results) if error is None}
+        assert len(refused) > 5
+        assert refused | written == set(range(10))
+        documents = stored(bot_db)
+        assert all(documents[f"chat/{chat}"] == big for chat in written)
+        assert all(documents.get(f"chat/{chat}") != big for chat in refused)
     await persistence.update_user_data(5, {})
     assert stored(bot_db) == {**{f"chat/{chat}": big for chat in range(10)}, "user/5": {}}
     await persistence.flush()
     with closing(sqlite3.connect(bot_db)) as reader:
         assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_row_that_does_not_fit_does_not_hold_up_the_others(bot_db: Path) -> None:
+    """A bot with one enormous chat on a nearly full disk goes on saving all the small ones."""
+    persistence = KVPersistence(bot_db)
+    await persistence.get_bot_data()
+    with quota(100_000):
+        for number in range(3):
+            results = await asyncio.gather(
+                persistence.update_chat_data(0, {"text": "x" * 200_000}),
+                *(persistence.update_chat_data(chat, {"n": number}) for chat in range(1, 5)),
+                return_exceptions=True,
+            )
+            assert isinstance(results[0], WriteError)
+            assert results[1:] == [None] * 4
+        with pytest.raises(WriteError) as caught:
+            await persistence.flush()
+        assert caught.value.keys == ("chat/0",)
+    await persistence.flush()
+    assert stored(bot_db)["chat/0"] == {"text": "x" * 200_000}
+
+
+async def test_reading_does_not_wait_for_a_write_that_waits(bot_db: Path) -> None:
+    """While another program's lock holds up a write, the handlers of other chats go on."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(1, {"n": 1})
+    with locked_by_another_program(bot_db):
+        write = asyncio.create_task(persistence.update_chat_data(2, {"n": 2}))
+        document = {"n": 1}
+        await persistence.refresh_chat_data(1, document)
+        assert not write.done()
+    await write
+    await persistence.flush()
 
 
 async def test_a_full_disk_at_the_end_is_told_by_flush(bot_db: Path) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from stores import WatchedStore
 
-from kvpersist import MemoryStore, SqliteStore, WriteError
+from kvpersist import MemoryStore, SqliteStore, UnavailableError, WriteError
 from kvpersist.group_commit import FIRST_RETRY_DELAY, LAST_RETRY_DELAY, GroupCommit
 
 FULL = WriteError("the disk is full")
+LOCKED = UnavailableError("the database is locked")
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ async def test_only_one_retry_waits(
     store: WatchedStore, commits: GroupCommit, clock: Clock
 ) -> None:
     """A hundred refused writes do not make a hundred retries."""
-    store.failure = FULL
+    store.failure = LOCKED
     for number in range(100):
         with pytest.raises(WriteError):
             await commits.write({f"chat/{number}": b"1"})
@@ -298,8 +299,8 @@ async def test_flush_lists_what_could_not_be_written(
         await commits.write(dict.fromkeys(keys, b"1"))
     with pytest.raises(WriteError) as caught:
         await commits.flush()
-    assert caught.value.keys == tuple(keys)
-    assert "chat/9 and 2 more: not written" in str(caught.value)
+    assert set(caught.value.keys) == set(keys)
+    assert " and 2 more: not written" in str(caught.value)
     await drain(store, commits)
 
 
@@ -379,13 +380,149 @@ async def test_a_cancelled_commit_is_written_by_the_next(
     (committer,) = (task for task in asyncio.all_tasks() if task.get_name() == "kvpersist:commit")
     committer.cancel()
     await asyncio.wait(writes)
-    assert all(write.cancelled() for write in writes)
+    assert all(isinstance(write.exception(), WriteError) for write in writes)
     store.gate.set()
-    await commits.flush()
+    await commits.close()
     assert rows(store) == {"chat/1": b"1", "chat/2": b"2"}
 
 
-def test_a_loop_that_ends_in_the_middle_leaves_its_rows_to_the_next() -> None:
+async def test_a_row_that_is_refused_does_not_hold_up_the_others(
+    store: WatchedStore, commits: GroupCommit, clock: Clock
+) -> None:
+    """Its neighbours, of the same moment and later, are written; it is tried again by itself."""
+    store.poison = {"chat/2"}
+    results = await asyncio.gather(
+        *(commits.write({f"chat/{number}": b"1"}) for number in range(5)), return_exceptions=True
+    )
+    assert [type(result) for result in results].index(WriteError) == 2
+    await commits.write({"chat/9": b"1"})
+    assert rows(store).keys() == {"chat/0", "chat/1", "chat/3", "chat/4", "chat/9"}
+    with pytest.raises(WriteError) as caught:
+        await commits.flush()
+    assert caught.value.keys == ("chat/2",)
+    store.poison = set()
+    await clock.ring()
+    assert not commits.is_pending("chat/2")
+    assert rows(store)["chat/2"] == b"1"
+
+
+async def test_flush_writes_whatever_can_be_written(
+    store: WatchedStore, commits: GroupCommit, clock: Clock
+) -> None:
+    """Also behind more rows that are refused than are tried one after the other."""
+    store.failure = LOCKED
+    keys = [f"chat/{number}" for number in range(30)]
+    with pytest.raises(WriteError):
+        await commits.write(dict.fromkeys(keys, b"1"))
+    store.failure, store.poison = None, {"chat/3", *keys[7:12]}
+    with pytest.raises(WriteError) as caught:
+        await commits.flush()
+    assert set(caught.value.keys) == store.poison
+    assert rows(store).keys() == set(keys) - store.poison
+    store.poison = set()
+    await drain(store, commits)
+    assert clock.delays[0] == 1
+
+
+async def test_a_store_that_takes_nothing_is_not_asked_row_by_row(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """A lock holds up one try of all rows, not one try of each; a full disk at most a dozen."""
+    store.failure = LOCKED
+    with pytest.raises(WriteError):
+        await commits.write({f"chat/{number}": b"1" for number in range(100)})
+    assert store.tries == 1
+    store.failure = FULL
+    with pytest.raises(WriteError):
+        await commits.flush()
+    assert store.tries == 12
+    await drain(store, commits)
+    assert len(rows(store)) == 100
+
+
+async def test_a_commit_that_is_cancelled_before_it_begins_is_made_again(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """Whoever writes is told, and nobody waits for ever."""
+    write = asyncio.create_task(commits.write({"chat/1": b"1"}))
+    await asyncio.sleep(0)
+    (committer,) = (task for task in asyncio.all_tasks() if task.get_name() == "kvpersist:commit")
+    committer.cancel()
+    with pytest.raises(WriteError, match="cancelled"):
+        await write
+    await commits.close()
+    assert rows(store) == {"chat/1": b"1"}
+
+
+async def test_a_write_right_after_a_cancelled_commit_is_made(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """In the moment in which the task has ended, and nobody has cleaned up after it, too."""
+    write = asyncio.create_task(commits.write({"chat/1": b"1"}))
+    await asyncio.sleep(0)
+    (committer,) = (task for task in asyncio.all_tasks() if task.get_name() == "kvpersist:commit")
+    again: list[asyncio.Task[None]] = []
+    committer.remove_done_callback(commits._end_committer)
+    committer.add_done_callback(
+        lambda _: again.append(asyncio.ensure_future(commits.write({"chat/2": b"2"})))
+    )
+    committer.cancel()
+    with pytest.raises(WriteError, match="cancelled"):
+        await write
+    await again[0]
+    assert rows(store) == {"chat/1": b"1", "chat/2": b"2"}
+
+
+def test_a_flush_while_all_tasks_are_cancelled_writes_everything() -> None:
+    """At the end of asyncio.run every task is cancelled, group commit's own too."""
+    store = WatchedStore(MemoryStore())
+    commits = GroupCommit(store)
+    began = []
+
+    async def bot() -> None:
+        try:
+            await commits.write({"chat/1": b"1"})
+        finally:
+            began.append(True)
+            await commits.flush()
+
+    async def main() -> None:
+        store.gate = asyncio.Event()
+        asyncio.ensure_future(bot()).set_name("bot")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, store.gate.set)
+
+    asyncio.run(main())
+    assert began
+    assert rows(store) == {"chat/1": b"1"}
+
+
+async def test_what_was_known_is_forgotten_at_close(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """After it another program may do with the rows what it wants, so that they are written."""
+    await commits.write({"chat/1": b"1"})
+    await commits.close()
+    rows(store).clear()
+    await commits.write({"chat/1": b"1"})
+    assert rows(store) == {"chat/1": b"1"}
+
+
+async def test_a_scan_on_the_way_forgets_what_it_does_not_find(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """A row that another program has removed is written when the bot has it again."""
+    await commits.write({"conversation/a/[1]": b"1"})
+    rows(store).clear()
+    assert [row async for row in commits.scan("conversation/a/")] == []
+    await commits.write({"conversation/a/[1]": b"1"})
+    assert rows(store) == {"conversation/a/[1]": b"1"}
+
+
+def test_a_loop_that_ends_in_the_middle_leaves_its_rows_to_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """What an event loop had on its way when it was closed is written by the one that follows."""
 
     async def begin() -> tuple[WatchedStore, GroupCommit]:
@@ -398,16 +535,20 @@ def test_a_loop_that_ends_in_the_middle_leaves_its_rows_to_the_next() -> None:
         return store, commits
 
     async def end(store: WatchedStore, commits: GroupCommit) -> None:
-        store.gate = asyncio.Event()
-        store.gate.set()
+        store.gate, store.entered = asyncio.Event(), asyncio.Event()
         assert commits.is_pending("chat/1")
-        await commits.write({"chat/2": b"2"})
-        assert rows(store) == {"chat/1": b"1", "chat/2": b"2"}
+        writes = [asyncio.create_task(commits.write({"chat/2": b"2"}))]
+        await store.entered.wait()
+        writes.append(asyncio.create_task(commits.write({"chat/3": b"3"})))
+        await settle()
+        gc.collect()  # the old loop's task ends here, and must not disturb this one's
+        assert store.tries == 2
+        store.gate.set()
+        await asyncio.gather(*writes)
+        assert rows(store) == {"chat/1": b"1", "chat/2": b"2", "chat/3": b"3"}
 
     loop = asyncio.new_event_loop()
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # "Task was destroyed", as intended
+    caplog.set_level(logging.CRITICAL, "asyncio")  # "Task was destroyed", as intended
     store, commits = loop.run_until_complete(begin())
     loop.close()
     asyncio.run(end(store, commits))
-    gc.collect()
-    logging.getLogger("asyncio").setLevel(logging.NOTSET)

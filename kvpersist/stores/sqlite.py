@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
-import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from os import PathLike, fspath
-from typing import Final, cast
+from os import PathLike
+from typing import Any, Final
 
-import aiosqlite
-
-from kvpersist.errors import ReadError, WriteError
-from kvpersist.stores.sqlite_file import FileConnection, open_file
+from kvpersist.errors import ConfigurationError, ReadError, UnavailableError, WriteError
+from kvpersist.stores.sqlite_file import FileConnection, open_file, open_reader
+from kvpersist.stores.sqlite_thread import SqliteThread
 from kvpersist.stores.store import Row
 
 _PAGE_ROWS: Final = 500
@@ -42,32 +42,35 @@ class SqliteStore:
     The file is created readable by its owner alone. Other programs may read it at any time, and
     write short transactions; a second `SqliteStore` is refused (see `StoreInUseError`) for as long
     as this one is open, by a lock on ``<file>-lock`` that ends with the process, however it ends.
+    A connection of its own for reading never waits for what is being written.
 
     Args:
         path: The file. Its folder must exist; the file need not.
         busy_timeout: Seconds to wait for another program's transaction before a write is refused.
 
+    Raises:
+        ConfigurationError: `path` is no path of a file.
+
     Notes:
         Only names of one file that end at the same real path are told to be the same: not hard
-        links, and not a file reached through two mounts.
+        links, and not a file reached through two mounts. Do not open and close the file in the
+        bot's own process other than through SQLite, as to copy it: POSIX takes SQLite's locks away
+        then (https://sqlite.org/howtocorrupt.html, section 2.2).
     """
 
     def __init__(self, path: str | PathLike[str], *, busy_timeout: float = 5.0) -> None:
-        self.path = fspath(path)
+        self.path = _name(path)
         self._busy_timeout = busy_timeout
-        self._connection: aiosqlite.Connection | None = None
-        self._file: FileConnection | None = None
-        self._seen: tuple[bytes | None, int] = (None, 0)
+        self._opened: _Opened | None = None
         self._others = 0
-        self._is_applying = False
-        self._lock: asyncio.Lock | None = None
-        self._lock_loop: asyncio.AbstractEventLoop | None = None
+        self._lifecycle: asyncio.Lock | None = None
+        self._lifecycle_loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
 
     def __del__(self) -> None:
-        if getattr(self, "_connection", None) is not None:
+        if getattr(self, "_opened", None) is not None:
             warnings.warn(
                 f"{self!r} was not closed: await Application.shutdown(), or the persistence's "
                 "flush(), before the program ends",
@@ -79,13 +82,15 @@ class SqliteStore:
     async def open(self) -> None:
         """Open the file, and create it when it does not exist or has 0 bytes.
 
+        On another event loop than before, what was left open there is closed first.
+
         Raises:
             StoreInUseError: Another `SqliteStore` has the file open.
             NotAStoreError: The file belongs to another program. It was left as it is.
             NewerSchemaError: A newer kvpersist has written the file. It was left as it is.
             OpenError: No such folder, no permission, a directory, a damaged file.
         """
-        if self._connection is None:
+        if self._opened is None or self._opened.loop is not asyncio.get_running_loop():
             # Shielded: a caller that gives up must not leave a connection that nobody knows.
             await asyncio.shield(self._open())
 
@@ -94,10 +99,7 @@ class SqliteStore:
 
         The log stays when another program is still reading; the next start takes it up.
         """
-        async with self._lifecycle():
-            connection, self._connection, self._file = self._connection, None, None
-            if connection is not None:
-                await connection.close()
+        await asyncio.shield(self._close())
 
     async def read(self, keys: Collection[str]) -> dict[str, bytes]:
         """Return the values of those of `keys` that exist. One statement for each 500 keys.
@@ -130,109 +132,137 @@ class SqliteStore:
         for, off the event loop, for `busy_timeout` seconds.
 
         Raises:
-            WriteError: Nothing was written: the disk is full, the file is locked or read-only, ….
+            UnavailableError: Another program's transaction did not end, or the store is not open.
+            WriteError: Nothing was written: the disk is full, the file is read-only, ….
         """
+        if self._opened is None:
+            raise UnavailableError(f"{self.path}: the store is not open; await open() first")
+        opened = self._opened
         now = time.time_ns() // 1_000_000
         rows = tuple(changes.items())
-        # Made in the thread, row by row.
+        # The thread makes them, one by one.
         removes = ((key,) for key, text in rows if text is None)
         puts = ((key, text.decode(), now) for key, text in rows if text is not None)
-        self._is_applying = True
+        opened.is_applying = True
         try:
-            await self._opened().executemany(_APPLY, [removes, puts])
+            # One call, and so one hop to the thread: see FileConnection.executemany.
+            await opened.writer.execute_many(_APPLY, [removes, puts])
         except (sqlite3.Error, ValueError) as error:
-            raise WriteError(f"{self.path}: {error}", keys=changes) from _bare(error)
+            if "locked" in str(error):
+                reason = f"{self.path}: {error}; end the other program's transaction"
+                raise UnavailableError(reason) from error
+            reason = f"{self.path}: {error}; see that the disk has room and the file may be written"
+            raise WriteError(reason, keys=changes) from error
         finally:
-            self._is_applying = False
-        self._note()
+            opened.is_applying = False
+        self._note(opened, *opened.file.seen)
 
     async def writes_of_others(self) -> int:
         """Return a number that differs after other programs have written to the file.
 
-        It asks SQLite only after somebody has written. What others wrote while an `apply` is under
+        It asks SQLite only after somebody has written. What others write while an `apply` is under
         way shows when that returns.
 
         Raises:
             ReadError: SQLite could not read the file.
         """
-        file = self._file
-        if file is not None and not self._is_applying:
-            header = file.header()
-            if header is None or header != self._seen[0]:
-                ((version,),) = await self._fetch("PRAGMA data_version", ())
-                self._note((header, cast("int", version)))
+        opened = self._opened
+        if opened is not None and not opened.is_applying:
+            header = opened.file.header()
+            if header is None or header != opened.header:
+                ((version,),) = await self._fetch("PRAGMA data_version", (), opened.writer)
+                self._note(opened, header, version)
         return self._others
 
-    def _note(self, seen: tuple[bytes | None, int] | None = None) -> None:
-        """Compare SQLite's data_version with what it was; it is of one connection alone."""
-        if self._file is not None:
-            seen = seen or self._file.seen
-            if seen[1] != self._seen[1]:
-                self._others += 1
-            self._seen = seen
+    def _note(self, opened: _Opened, header: bytes | None, version: int) -> None:
+        """Compare SQLite's data_version with what it was last."""
+        if version != opened.data_version:
+            self._others += 1
+        opened.header, opened.data_version = header, version
 
     async def _open(self) -> None:
-        async with self._lifecycle():
-            if self._connection is None:
-                self._connection, self._file = await _connect(self.path, self._busy_timeout)
-                self._seen = self._file.seen
-                self._others += 1
+        async with self._alone():
+            loop = asyncio.get_running_loop()
+            if self._opened is not None and self._opened.loop is not loop:
+                opened, self._opened = self._opened, None
+                await opened.leave_behind()
+            self._opened = self._opened or await self._connect()
 
-    async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Row]:
+    async def _connect(self) -> _Opened:
+        files: list[FileConnection] = []
+        writer = await SqliteThread.open(partial(self._open_file, files))
         try:
-            return list(await self._opened().execute_fetchall(sql, parameters))  # type: ignore[arg-type]
+            reader = await SqliteThread.open(partial(open_reader, self.path, self._busy_timeout))
+        except BaseException:
+            await writer.close()
+            raise
+        self._others += 1  # nobody knows what was written before
+        return _Opened(writer, reader, asyncio.get_running_loop(), files[0], *files[0].seen)
+
+    def _open_file(self, files: list[FileConnection]) -> sqlite3.Connection:
+        connection = open_file(self.path, self._busy_timeout)
+        # For good, since the program may change its working directory.
+        self.path = os.path.realpath(self.path)
+        files.append(connection)
+        return connection
+
+    async def _close(self) -> None:
+        async with self._alone():
+            opened, self._opened = self._opened, None
+            if opened is not None and opened.loop is asyncio.get_running_loop():
+                await opened.close()
+            elif opened is not None:
+                await opened.leave_behind()
+
+    async def _fetch(
+        self, sql: str, parameters: Iterable[object], by: SqliteThread | None = None
+    ) -> list[Any]:
+        if self._opened is None:
+            raise ReadError(f"{self.path}: the store is not open; await open() first")
+        try:
+            return await (by or self._opened.reader).fetch(sql, parameters)
         except (sqlite3.Error, ValueError) as error:
-            raise ReadError(f"{self.path}: {error}") from _bare(error)
+            raise ReadError(f"{self.path}: {error}") from error
 
-    def _opened(self) -> aiosqlite.Connection:
-        if self._connection is None:
-            raise ValueError("the store is not open")
-        return self._connection
-
-    def _lifecycle(self) -> asyncio.Lock:
+    def _alone(self) -> asyncio.Lock:
         """Return what keeps `open` and `close` apart; an asyncio.Lock belongs to one loop."""
-        loop = asyncio.get_running_loop()
-        if self._lock is None or self._lock_loop is not loop:
-            self._lock, self._lock_loop = asyncio.Lock(), loop
-        return self._lock
+        if self._lifecycle is None or self._lifecycle_loop is not asyncio.get_running_loop():
+            self._lifecycle, self._lifecycle_loop = asyncio.Lock(), asyncio.get_running_loop()
+        return self._lifecycle
 
 
-async def _connect(path: str, busy_timeout: float) -> tuple[aiosqlite.Connection, FileConnection]:
-    """Open the file in a thread, and return a connection that does not keep the process alive.
+@dataclass
+class _Opened:
+    """The connections of one event loop. Reading never waits for what is being written."""
 
-    aiosqlite's own thread is no daemon, and Python waits for such threads before it exits, so a bot
-    that dies before `flush` would hang. But a thread is a daemon when the one that creates it is:
-    https://docs.python.org/3/library/threading.html#threading.Thread.daemon
-    """
-    loop = asyncio.get_running_loop()
-    opening: asyncio.Future[tuple[aiosqlite.Connection, FileConnection]] = loop.create_future()
+    writer: SqliteThread
+    reader: SqliteThread
+    loop: asyncio.AbstractEventLoop
+    file: FileConnection
+    header: bytes | None
+    data_version: int
+    is_applying: bool = False
 
-    def tell(outcome: Callable[[], None]) -> bool:
-        """Call `outcome` on the loop, unless that has ended, so that nobody waits any more."""
+    async def close(self) -> None:
         try:
-            loop.call_soon_threadsafe(lambda: None if opening.done() else outcome())
-        except RuntimeError:
-            return False
-        return True
+            await self.reader.close()
+        finally:
+            await self.writer.close()  # last, since the last connection removes the log
 
-    def run() -> None:
-        try:
-            opened = open_file(path, busy_timeout)
-        except Exception as error:  # noqa: BLE001  whatever it is, somebody is waiting for it
-            tell(partial(opening.set_exception, error))
-            return
-        connection = aiosqlite.Connection(lambda: opened, iter_chunk_size=_PAGE_ROWS)
-        if not tell(partial(opening.set_result, (connection, opened))):
-            opened.close()
-
-    threading.Thread(target=run, name="kvpersist:open", daemon=True).start()
-    connection, opened = await opening
-    return await connection, opened
+    async def leave_behind(self) -> None:
+        await self.reader.leave_behind()
+        await self.writer.leave_behind()
 
 
-def _bare(error: Exception) -> Exception:
-    """Take the traceback from `error`: its frames hold cursors, which would keep the file open."""
-    return error.with_traceback(None)
+def _name(path: str | PathLike[str]) -> str:
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise ConfigurationError(f"the path of a file must be a str or a Path, not {path!r}")
+    if name == ":memory:":
+        raise ConfigurationError("a database in memory keeps nothing; give MemoryStore() for tests")
+    if "://" in name or name.startswith("file:"):
+        raise ConfigurationError(f"{name.partition(':')[0]} URLs are not known; give a file's path")
+    return name
 
 
 def _after(prefix: str) -> str | bytes:

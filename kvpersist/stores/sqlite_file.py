@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvpersist.errors import NewerSchemaError, NotAStoreError, OpenError, StoreInUseError
+from kvpersist.stores.file_lock import FileLock
 from kvpersist.stores.sqlite_watch import WalIndex, watch
 
 APPLICATION_ID: Final = int.from_bytes(b"kvps", "big")
@@ -41,12 +42,12 @@ class FileConnection(sqlite3.Connection):
     one hop instead of four, and a caller that is cancelled in between leaves no transaction open.
     """
 
-    _ownership: sqlite3.Connection
+    _ownership: FileLock
     _wal_index: WalIndex | None = None
     seen: tuple[bytes | None, int] = (None, 0)
     """The wal-index as it was when, after the last transaction, SQLite gave this data_version."""
 
-    def own(self, ownership: sqlite3.Connection) -> None:
+    def own(self, ownership: FileLock) -> None:
         """Take `ownership`, which is given up when this connection is closed, and not before."""
         self._ownership = ownership
 
@@ -70,24 +71,25 @@ class FileConnection(sqlite3.Connection):
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Run the statements in `sql`, separated by ``;``, each with its own rows of parameters."""
-        with self:
-            self.execute("BEGIN IMMEDIATE")
+        # Closed, because the cursor lives on in an exception's traceback, and would keep the file.
+        with self, closing(self.cursor()) as cursor:
+            cursor.execute("BEGIN IMMEDIATE")
             for statement, rows in zip(sql.split(";"), parameters, strict=True):
-                super().executemany(statement, rows)
+                cursor.executemany(statement, rows)
         self.look()
-        # Another cursor than those that did it: aiosqlite's thread keeps what it was given last,
-        # and a statement that is in use keeps the file open after `close`.
-        return self.cursor()
+        return cursor
 
     def close(self) -> None:
         """Truncate the write-ahead log if nobody is reading, close, let others have the file."""
         # A log that cannot be moved now (disk full) is as durable as the file; the next start will.
         with suppress(sqlite3.Error):
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        super().close()
-        if self._wal_index is not None:
-            self._wal_index.close()
-        self._ownership.close()
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            super().close()
+        finally:
+            if self._wal_index is not None:
+                self._wal_index.close()
+            self._ownership.release()
 
 
 def open_file(name: str, busy_timeout: float) -> FileConnection:
@@ -105,10 +107,23 @@ def open_file(name: str, busy_timeout: float) -> FileConnection:
         try:
             return _connect(path, ownership, busy_timeout, is_new=_is_new(path, busy_timeout))
         except BaseException:
-            ownership.close()
+            ownership.release()
             raise
     except (sqlite3.Error, OSError, ValueError) as error:
         raise OpenError(f"{name} cannot be opened: {error}") from error
+
+
+def open_reader(name: str, busy_timeout: float) -> sqlite3.Connection:
+    """Open for reading a file that `open_file` has open. `busy_timeout` is in seconds."""
+    uri = f"{Path(os.path.realpath(name)).as_uri()}?mode=ro"
+    try:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=busy_timeout, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except sqlite3.Error as error:
+        raise OpenError(f"{name} cannot be opened: {error}") from error
+    return connection
 
 
 def _check_place(path: Path) -> None:
@@ -152,11 +167,11 @@ def _is_new(path: Path, busy_timeout: float) -> bool:
 def _connect_to_look(path: Path, busy_timeout: float) -> sqlite3.Connection:
     """Connect in the way that leaves the file, and what lies beside it, as they are.
 
-    Another program's last commits may be in its write-ahead log alone; a hot journal can only be
-    rolled back by a connection that may write (https://sqlite.org/lockingv3.html#hot_journals).
+    Another program's last commits may be in its write-ahead log alone.
     """
     if Path(f"{path}-journal").exists():
-        mode = "mode=rw"
+        _check_journal(path)
+        mode = "mode=rw"  # a journal can only be rolled back by a connection that may write
     elif Path(f"{path}-wal").exists():
         mode = "mode=ro"
     else:
@@ -164,31 +179,32 @@ def _connect_to_look(path: Path, busy_timeout: float) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=busy_timeout)
 
 
-def _take_ownership(path: Path) -> sqlite3.Connection:
-    """Lock the file beside the database for as long as the returned connection is open.
+def _check_journal(path: Path) -> None:
+    """Raise if a transaction of another program was cut off: opening the file would roll it back.
 
-    SQLite locks it as the platform does best; the kernel lets go of it when the process dies. It is
-    a file of its own because a lock on the database would keep readers out.
+    kvpersist uses a journal only while it creates a file. The journal says how many pages there
+    were before, none then (https://sqlite.org/fileformat2.html#the_rollback_journal).
     """
-    lock = Path(f"{path}-lock")
-    _create_private(lock)
-    connection = sqlite3.connect(lock, timeout=0, isolation_level=None, check_same_thread=False)
+    with Path(f"{path}-journal").open("rb") as journal, path.open("rb") as file:
+        pages_before = int.from_bytes(journal.read(20)[16:], "big")
+        application_id = int.from_bytes(file.read(72)[68:], "big")
+    if pages_before and application_id != APPLICATION_ID:
+        raise NotAStoreError(f"{path} is another program's SQLite file; name another file")
+
+
+def _take_ownership(path: Path) -> FileLock:
+    """Lock a file beside the database: a lock on the database itself would keep readers out."""
     try:
-        connection.execute("PRAGMA journal_mode = MEMORY")  # or it would leave a journal behind
-        connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
-        connection.close()
-        if "locked" not in str(error):
-            raise
+        return FileLock(Path(f"{path}-lock"))
+    except BlockingIOError as error:
         raise StoreInUseError(
             f"another bot has {path} open, in this process or another; stop it first, or give each "
             "bot a file of its own"
         ) from error
-    return connection
 
 
 def _connect(
-    path: Path, ownership: sqlite3.Connection, busy_timeout: float, *, is_new: bool
+    path: Path, ownership: FileLock, busy_timeout: float, *, is_new: bool
 ) -> FileConnection:
     if is_new:
         _create_private(path)

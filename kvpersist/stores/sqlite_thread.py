@@ -1,0 +1,132 @@
+"""A SQLite connection in a thread of its own, which neither blocks nor outlives what it should."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import aiosqlite
+
+T = TypeVar("T")
+
+
+class SqliteThread:
+    """A connection of aiosqlite's, and what aiosqlite does not take care of.
+
+    Its thread is a daemon. By itself it is none, and Python waits for such threads before it exits,
+    so that a bot which dies before `flush` would hang. But a thread is a daemon when the one that
+    creates it is: https://docs.python.org/3/library/threading.html#threading.Thread.daemon
+
+    And it can be left behind with the event loop that it was opened on: a statement that ends after
+    the loop was closed ends the thread, and what is asked of it then is never answered.
+
+    Make one with `open`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._sync = connection
+        self._worker: threading.Thread | None = None
+        self._async = aiosqlite.Connection(self._take_up, iter_chunk_size=1)
+
+    @classmethod
+    async def open(cls, connect: Callable[[], sqlite3.Connection]) -> SqliteThread:
+        """Call `connect`, which may block, in a thread, and take over what it returns.
+
+        Raises:
+            Exception: What `connect` raises.
+        """
+        opened = await _in_daemon(lambda: cls(connect()), cls._abandon)
+        try:
+            await opened._async  # noqa: SLF001  its own class
+        except BaseException:
+            opened._abandon()  # noqa: SLF001  its own class
+            raise
+        return opened
+
+    async def fetch(self, sql: str, parameters: Iterable[object] = ()) -> list[Any]:
+        """Return all rows of a query.
+
+        Raises:
+            sqlite3.Error: SQLite's.
+        """
+        try:
+            return list(await self._async.execute_fetchall(sql, parameters))
+        except sqlite3.Error as error:
+            raise _without_frames(error)  # noqa: B904  it is the same error
+
+    async def execute_many(self, sql: str, parameters: Iterable[Iterable[Any]]) -> None:
+        """Call the connection's ``executemany``.
+
+        Raises:
+            sqlite3.Error: SQLite's.
+        """
+        try:
+            await self._async.executemany(sql, parameters)
+        except sqlite3.Error as error:
+            raise _without_frames(error)  # noqa: B904  it is the same error
+
+    async def close(self) -> None:
+        """End the thread after what it was asked to do, and close the connection."""
+        await self._async.close()
+
+    async def leave_behind(self) -> None:
+        """Close a connection that was opened on another event loop, which may have ended."""
+        await _in_daemon(self._end, lambda _: None)
+
+    def _take_up(self) -> sqlite3.Connection:
+        self._worker = threading.current_thread()
+        return self._sync
+
+    def _abandon(self) -> None:
+        threading.Thread(target=self._end, name="kvpersist:close", daemon=True).start()
+
+    def _end(self) -> None:
+        # The thread is told to end, and waited for, since it may be in the middle of a statement;
+        # it may also have died before it closed the connection.
+        self._async.stop()
+        if self._worker is not None:
+            self._worker.join()
+        self._sync.close()
+
+
+async def _in_daemon(function: Callable[[], T], discard: Callable[[T], None]) -> T:
+    """Return what `function` returns in a short-lived daemon thread.
+
+    `discard`, which must not block, gets the result if nobody waits for it any more.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T) -> None:
+        if outcome.done():
+            discard(result)
+        else:
+            outcome.set_result(result)
+
+    def fail(error: Exception) -> None:
+        if not outcome.done():
+            outcome.set_exception(error)
+
+    def run() -> None:
+        try:
+            result = function()
+        except Exception as error:  # noqa: BLE001  whatever it is, somebody is waiting for it
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(fail, error)
+            return
+        try:
+            loop.call_soon_threadsafe(deliver, result)
+        except RuntimeError:
+            discard(result)
+
+    threading.Thread(target=run, name="kvpersist:open", daemon=True).start()
+    return await outcome
+
+
+def _without_frames(error: sqlite3.Error) -> sqlite3.Error:
+    """Take the traceback from `error`: its frames hold cursors, which would keep the file open."""
+    return error.with_traceback(None)
