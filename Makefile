@@ -7,14 +7,15 @@ PERSISTENCE ?= kvpersist
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: check test demo clean
+.PHONY: check test oldest demo clean
 
-$(BIN)/python:
+$(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade "pip>=25.1" "build>=1.2"
+	touch $@
 
 # The wheel, not the source folder, is what is tested and shown.
-$(VENV)/installed: $(BIN)/python pyproject.toml README.md $(shell find kvpersist -name '*.py')
+$(VENV)/installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist -name '*.py')
 	rm -rf dist
 	$(BIN)/python -m build --quiet --outdir dist .
 	$(PIP) install --upgrade --group check "$$(ls dist/*.whl)[demo]"
@@ -34,8 +35,14 @@ test: $(VENV)/installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+## All tests with the oldest supported Python, PTB, aiosqlite and orjson.
+oldest:
+	$(MAKE) PYTHON=python3.10 VENV=.venv-oldest .venv-oldest/installed
+	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.10.0"
+	.venv-oldest/bin/pytest $(TESTS)
+
 # The demo needs none of the tools that the tests need.
-$(VENV)/demo-installed: $(BIN)/python pyproject.toml README.md $(shell find kvpersist -name '*.py')
+$(VENV)/demo-installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist -name '*.py')
 	$(PIP) install ".[demo]"
 	touch $@
 
@@ -44,4 +51,4 @@ demo: $(VENV)/demo-installed
 	@$(BIN)/python examples/tour.py --persistence $(PERSISTENCE)
 
 clean:
-	rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,7 @@
 """Write-through persistence for python-telegram-bot: every document is one JSON row."""
 
+from kvpersist.application import WriteThroughApplication, application_builder
+from kvpersist.documents import Document
 from kvpersist.errors import (
     ConfigurationError,
     DecodeError,
@@ -21,6 +23,7 @@ from kvpersist.stores import MemoryStore, SqliteStore, Store
 __all__ = [
     "ConfigurationError",
     "DecodeError",
+    "Document",
     "DocumentError",
     "EncodeError",
     "KVPersistError",
@@ -36,4 +39,6 @@ __all__ = [
     "StoreInUseError",
     "UnavailableError",
     "WriteError",
+    "WriteThroughApplication",
+    "application_builder",
 ]

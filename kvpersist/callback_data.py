@@ -25,7 +25,6 @@ class KeyboardDocuments:
 
     def __init__(self) -> None:
         self._rows: set[str] = set()
-        self._gone: set[str] = set()
         self._keyboards: dict[str, int] = {}
         self._queries: dict[str, int] = {}
         self._last = 0
@@ -47,13 +46,12 @@ class KeyboardDocuments:
         for query, keyboard in queries.items():
             document = documents.setdefault(keyboard, {"queries": {}})
             document["queries"][query] = self._queries[query]
-        self._gone = (self._gone | self._rows) - documents.keys()
-        self._rows = set(documents)
-        return {**documents, **dict.fromkeys(self._gone)}
+        self._rows |= documents.keys()
+        return {**documents, **dict.fromkeys(self._rows - documents.keys())}
 
-    def forget_gone(self) -> None:
-        """Note that what `split` said is gone need not be said again."""
-        self._gone = set()
+    def forget(self, keyboards: Iterable[str]) -> None:
+        """Note that these have no row any more; until then `split` says that they must go."""
+        self._rows -= set(keyboards)
 
     def join(self, documents: Mapping[str, Document]) -> CallbackData:
         """Return what `split` made `documents` from, and take up its positions."""

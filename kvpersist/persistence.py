@@ -12,6 +12,7 @@ from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 from kvpersist import keys
 from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
 from kvpersist.codec import Codec
+from kvpersist.documents import is_handing_over
 from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
 from kvpersist.rows import Progress, Rows
 from kvpersist.stores import SqliteStore, Store
@@ -92,7 +93,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         super().__init__(store_data=store_data, update_interval=update_interval)
         self.store = store if isinstance(store, Store) else SqliteStore(store)
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
-        self._rows = Rows(self.store, Codec(tuple(types)), progress)
+        self.rows = Rows(self.store, Codec(tuple(types)), progress)
+        self.has_conversations = False
         self._keyboards: KeyboardDocuments | None = None
 
     async def get_user_data(self) -> dict[int, UD]:
@@ -109,14 +111,14 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if not self.store_data.user_data:
             return {}
         name = partial(keys.document_id, "user")
-        return await self._rows.load("user/", name, self.context_types.user_data)
+        return await self.rows.load("user/", name, self.context_types.user_data)
 
     async def get_chat_data(self) -> dict[int, CD]:
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
         if not self.store_data.chat_data:
             return {}
         name = partial(keys.document_id, "chat")
-        return await self._rows.load("chat/", name, self.context_types.chat_data)
+        return await self.rows.load("chat/", name, self.context_types.chat_data)
 
     async def get_bot_data(self) -> BD:
         """Return the stored ``bot_data``, or a new instance of its class where there is none.
@@ -125,7 +127,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
-        found = await self._rows.load_one(keys.BOT, self.context_types.bot_data)
+        found = await self.rows.load_one(keys.BOT, self.context_types.bot_data)
         return self.context_types.bot_data() if found is None else found
 
     async def get_callback_data(self) -> CallbackData | None:
@@ -143,7 +145,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 raise DecodeError("not a keyboard of kvpersist; mend or delete the row", key=key)
             documents[keys.keyboard_id(key)] = document
 
-        await self._rows.load_values(keys.CALLBACK, take)
+        await self.rows.load_values(keys.CALLBACK, take)
         self._keyboards = KeyboardDocuments()
         data = self._keyboards.join(documents)
         return data if documents else None
@@ -156,11 +158,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         prefix = keys.conversation_prefix(name)
         conversations: ConversationDict = {}
+        self.has_conversations = True
 
         def take(key: str, state: Any) -> None:
             conversations[self._conversation(prefix, key)] = state
 
-        await self._rows.load_values(prefix, take)
+        await self.rows.load_values(prefix, take)
         return conversations
 
     async def update_user_data(self, user_id: int, data: UD) -> None:
@@ -175,24 +178,24 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
-            text = self._rows.encode_document(key, data, self.context_types.user_data)
-            await self._rows.commits.write_row(key, text)
+            text = self.rows.encode_document(key, data, self.context_types.user_data)
+            await self.rows.write(key, text)
 
     async def update_chat_data(self, chat_id: int, data: CD) -> None:
         """Write ``chat_data`` of one chat. Called, and raises, as `update_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
-            text = self._rows.encode_document(key, data, self.context_types.chat_data)
-            await self._rows.commits.write_row(key, text)
+            text = self.rows.encode_document(key, data, self.context_types.chat_data)
+            await self.rows.write(key, text)
 
     async def update_bot_data(self, data: BD) -> None:
         """Write ``bot_data``, if it changed. When this returns it is durable.
 
         PTB calls it in every run, changed or not. Raises as `update_user_data`.
         """
-        if self.store_data.bot_data:
-            text = self._rows.encode_document(keys.BOT, data, self.context_types.bot_data)
-            await self._rows.commits.write_row(keys.BOT, text)
+        if self.store_data.bot_data and not is_handing_over():
+            text = self.rows.encode_document(keys.BOT, data, self.context_types.bot_data)
+            await self.rows.write(keys.BOT, text)
 
     async def update_callback_data(self, data: CallbackData) -> None:
         """Write the keyboards that changed, remove those that are gone.
@@ -211,14 +214,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         keyboards = cast("KeyboardDocuments", self._keyboards)
         changes: dict[str, bytes | None] = {}
         refused: list[EncodeError] = []
-        for keyboard, document in keyboards.split(data).items():
+        documents = keyboards.split(data)
+        for keyboard, document in documents.items():
             key = keys.keyboard_key(keyboard)
             try:
-                changes[key] = None if document is None else self._rows.encode(key, document)
+                changes[key] = None if document is None else self.rows.encode(key, document)
             except EncodeError as error:
                 refused.append(error)
-        keyboards.forget_gone()  # from here on the removals are group commit's to remember
-        await self._rows.commits.write(changes)
+        await self.rows.commits.write(changes)
+        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
         if refused:
             raise refused[0]
 
@@ -232,9 +236,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         When this returns the state is durable. Raises as `update_user_data`.
         """
         row = self._conversation_row(name, key)
-        await self._rows.commits.write(
-            {row: None if new_state is None else self._rows.encode(row, new_state)}
-        )
+        await self.rows.write(row, None if new_state is None else self.rows.encode(row, new_state))
 
     async def drop_user_data(self, user_id: int) -> None:
         """Remove the row of one user. When this returns it is gone, durably.
@@ -244,13 +246,13 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Raises:
             WriteError: The store refused. The removal is kept and tried again.
         """
-        if self.store_data.user_data:
-            await self._rows.commits.write({keys.document_key("user", user_id): None})
+        if self.store_data.user_data and not is_handing_over():
+            await self.rows.write(keys.document_key("user", user_id), None)
 
     async def drop_chat_data(self, chat_id: int) -> None:
         """Remove the row of one chat. As `drop_user_data`; `migrate_chat_data` leads here too."""
-        if self.store_data.chat_data:
-            await self._rows.commits.write({keys.document_key("chat", chat_id): None})
+        if self.store_data.chat_data and not is_handing_over():
+            await self.rows.write(keys.document_key("chat", chat_id), None)
 
     async def refresh_user_data(self, user_id: int, user_data: UD) -> None:
         """Take over into `user_data` what another program wrote into its row meanwhile.
@@ -271,18 +273,18 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
-            await self._rows.refresh(key, "user/", user_data, self.context_types.user_data)
+            await self.rows.refresh(key, "user/", user_data, self.context_types.user_data)
 
     async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
         """Take over what another program wrote of one chat. As `refresh_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
-            await self._rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
+            await self.rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
 
     async def refresh_bot_data(self, bot_data: BD) -> None:
         """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
         if self.store_data.bot_data:
-            await self._rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
+            await self.rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
 
     async def flush(self) -> None:
         """Write everything that is waiting, then close the store.
@@ -294,15 +296,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             WriteError: With all rows that could not be written. They are kept, the store is closed
                 all the same; a second `flush` tries again.
         """
-        await self._rows.commits.close()
+        await self.rows.commits.close()
 
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)
-        return prefix + self._rows.encode(f"{prefix}{key!r}", list(key)).decode()
+        return prefix + self.rows.encode(f"{prefix}{key!r}", list(key)).decode()
 
     def _conversation(self, prefix: str, row: str) -> ConversationKey:
         text = row[len(prefix) :].encode()
-        key = self._rows.decode(row, text)
-        if type(key) is not list or self._rows.encode(row, key) != text:
+        key = self.rows.decode(row, text)
+        if type(key) is not list or self.rows.encode(row, key) != text:
             raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
         return tuple(key)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from kvpersist.codec import Codec
-from kvpersist.documents import Document, HandedOver
+from kvpersist.documents import Document, HandedOver, is_handing_over
 from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
 from kvpersist.group_commit import GroupCommit
 from kvpersist.plain import plain_text
@@ -132,6 +132,15 @@ class Rows:
         """Remember a row that another program may have laid out in its own way, with spaces say."""
         document: object = self._decode_document(text, kind)
         self.commits.remember(key, text, self.encode_document(key, document, kind))
+
+    async def write(self, key: str, text: bytes | None) -> None:
+        """Write a row; when this returns it is durable, or the application waits until it is."""
+        if is_handing_over():
+            self.commits.put({key: text})
+        elif text is None:
+            await self.commits.write({key: None})
+        else:
+            await self.commits.write_row(key, text)
 
     async def refresh(self, key: str, prefix: str, document: D, kind: type[D]) -> None:
         """Take over into a document what another program has written into its row.

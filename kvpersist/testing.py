@@ -8,7 +8,8 @@ The author of an engine inherits them::
         def make_store(self, folder):
             return MyStore(folder / "data")
 
-They check the contract of `kvpersist.stores.store.Store`, and nothing about speed.
+They check the contract of `kvpersist.stores.store.Store`, and nothing about speed. For readable
+failures say ``pytest.register_assert_rewrite("kvpersist.testing")`` in a conftest.py before that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from kvpersist.errors import ReadError, WriteError
 from kvpersist.stores.store import Store
 
 _MANY = 1_777
@@ -171,6 +173,22 @@ class StoreContract(ABC):
             await store.open()
             await store.close()
             await store.close()
+            await store.open()
+            assert await _all(store) == {"bot": b"1"}
+
+        self._run(tmp_path, check)
+
+    def test_a_closed_store_does_not_count_as_empty(self, tmp_path: Path) -> None:
+        """Reading and writing raise what they may raise, and change nothing."""
+
+        async def check(store: Store) -> None:
+            await store.apply({"bot": b"1"})
+            await store.close()
+            try:
+                assert await store.read(["bot"]) == {"bot": b"1"}
+                await store.apply({"bot": b"1"})
+            except (ReadError, WriteError):
+                pass
             await store.open()
             assert await _all(store) == {"bot": b"1"}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from storages import KV, MemoryStorage, PickleStorage, SqliteStorage, Storage
@@ -45,15 +48,28 @@ def no_leaks() -> Iterator[None]:
     threads, files = set(threading.enumerate()), _open_files()
     yield
     gc.collect()
-    assert set(threading.enumerate()) <= threads
-    assert _open_files() <= files
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)  # aiosqlite's tells that it has closed the file just before it ends
+        assert not thread.is_alive(), thread
+    assert not _open_files() - files
 
 
-def _open_files() -> set[str]:
+@pytest_asyncio.fixture(autouse=True)
+async def no_tasks_left() -> AsyncIterator[None]:
+    """Fail a test that leaves a task, or a retry of group commit."""
+    yield
+    loop = asyncio.get_running_loop()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not {task for task in left if not task.done()}
+    timers: list[asyncio.TimerHandle] = getattr(loop, "_scheduled", [])
+    assert not [timer for timer in timers if not timer.cancelled() and "GroupCommit" in repr(timer)]
+
+
+def _open_files() -> Counter[str]:
     folder = Path("/proc/self/fd")
     links = (str(descriptor.readlink()) for descriptor in folder.iterdir() if descriptor.exists())
     # A wal-index that another connection of the test kept alive: see stores/sqlite_watch.py.
-    return {link for link in links if ".db" in link and not link.endswith("-shm (deleted)")}
+    return Counter(link for link in links if ".db" in link and not link.endswith("-shm (deleted)"))
 
 
 @pytest.fixture(params=["sqlite", "memory", "pickle"])

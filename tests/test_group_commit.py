@@ -63,6 +63,7 @@ class Clock:
         for timer in due:
             if not timer.cancelled():
                 timer._run()
+                timer.cancel()
         await settle()
 
 

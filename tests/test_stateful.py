@@ -227,10 +227,10 @@ class Life(RuleBasedStateMachine):
         self.memory[row] = document
         self.save(row, saves)
 
-    @rule(row=rows, saves=saves)
-    def change_back(self, row: Row, saves: int) -> None:
-        """A handler makes a document what it was when it was last saved."""
-        self.memory[row] = deepcopy(self.saved.get(row, {}))
+    @rule(row=rows, as_stored=st.booleans(), saves=saves)
+    def change_back(self, row: Row, as_stored: bool, saves: int) -> None:
+        """A handler makes a document what it was when it was last saved, or last written."""
+        self.memory[row] = deepcopy((self.stored if as_stored else self.saved).get(row, {}))
         self.save(row, saves)
 
     @rule(row=rows, saves=saves)
