@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Collection
 from contextvars import ContextVar
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from telegram import Message, Update
-from telegram.ext import Application, ApplicationBuilder, ContextTypes, Job
+from telegram.ext import Application, ApplicationBuilder, ContextTypes, ExtBot, Job
 
 from kvpersist.documents import Document, handing_over, stop_handing_over
 from kvpersist.errors import ConfigurationError, EncodeError, WriteError
@@ -150,7 +150,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if self._background is not None:
             await asyncio.wait([self._background])
         await self._write_through()
-        if not self._kv.has_conversations:
+        if not (self._kv.has_conversations or self._has_callback_data()):
             await self._run_of_ptb()
         await self._settle()
 
@@ -211,8 +211,12 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Hand all that was changed over to group commit."""
         self._has_news = False
         await self._write_documents()
-        if self._kv.has_conversations:
+        if self._kv.has_conversations or self._has_callback_data():
             await self._run_of_ptb()
+
+    def _has_callback_data(self) -> bool:
+        bot = cast("ExtBot[Any]", self.bot)
+        return self._kv.store_data.callback_data and bot.callback_data_cache is not None
 
     async def _write_documents(self) -> None:
         rows = self._kv.rows
@@ -237,7 +241,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 start = time.monotonic()
         rows.commits.put(changes)
         for refused in errors:
-            await self._tell(refused)
+            await self._tell(refused.key, refused)
 
     def _source(self, name: Name, *, is_dropped: bool) -> tuple[str, object, type | None] | None:
         """Return the key, the document and its class; no class if the row has to go."""
@@ -263,7 +267,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             with handing_over():
                 await super().update_persistence()
         except Exception as error:  # noqa: BLE001  a deepcopy of the bot's own class may raise any
-            await self.process_error(None, error)
+            await self._tell("", error)
 
     async def _settle(self) -> None:
         try:
@@ -271,10 +275,10 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         except WriteError as error:
             await self.process_error(None, error)
 
-    async def _tell(self, error: EncodeError) -> None:
+    async def _tell(self, key: str, error: Exception) -> None:
         """Tell the error handlers, but not after each update that the document is used in."""
-        if self._told.get(error.key) != str(error):
-            self._told[error.key] = str(error)
+        if self._told.get(key) != str(error):
+            self._told[key] = str(error)
             await self.process_error(None, error)
 
 

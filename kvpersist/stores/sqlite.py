@@ -143,7 +143,7 @@ class SqliteStore:
         # The thread makes them, one by one.
         removes = ((key,) for key, text in rows if text is None)
         puts = ((key, text.decode(), now) for key, text in rows if text is not None)
-        opened.is_applying = True
+        opened.applying = opened.loop.create_future()
         try:
             # One call, and so one hop to the thread: see FileConnection.executemany.
             await opened.writer.execute_many(_APPLY, [removes, puts])
@@ -154,24 +154,27 @@ class SqliteStore:
             reason = f"{self.path}: {error}; see that the disk has room and the file may be written"
             raise WriteError(reason, keys=changes) from error
         finally:
-            opened.is_applying = False
-        self._note(opened, *opened.file.seen)
+            self._note(opened, *opened.file.seen)
+            opened.applying.set_result(None)
+            opened.applying = None
 
     async def writes_of_others(self) -> int:
         """Return a number that differs after other programs have written to the file.
 
-        It asks SQLite only after somebody has written. What others write while an `apply` is under
-        way shows when that returns.
+        It asks SQLite only after somebody has written.
 
         Raises:
             ReadError: SQLite could not read the file.
         """
-        opened = self._opened
-        if opened is not None and not opened.is_applying:
+        while (opened := self._opened) is not None:
             header = opened.file.header()
-            if header is None or header != opened.header:
+            if header is not None and header == opened.header:
+                break
+            if opened.applying is None:
                 ((version,),) = await self._fetch("PRAGMA data_version", (), opened.writer)
                 self._note(opened, header, version)
+                break
+            await asyncio.wait([opened.applying])  # which looks itself
         return self._others
 
     def _note(self, opened: _Opened, header: bytes | None, version: int) -> None:
@@ -241,7 +244,7 @@ class _Opened:
     file: FileConnection
     header: bytes | None
     data_version: int
-    is_applying: bool = False
+    applying: asyncio.Future[None] | None = None
 
     async def close(self) -> None:
         try:

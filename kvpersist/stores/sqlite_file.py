@@ -52,7 +52,8 @@ class FileConnection(sqlite3.Connection):
         self._ownership = ownership
 
     def watch(self, path: Path) -> None:
-        """Begin to look for commits of other programs; there must have been a transaction."""
+        """Begin to look for commits of other programs."""
+        self.look()  # which makes SQLite create the wal-index
         self._wal_index = watch(path)
         self.look()
 
