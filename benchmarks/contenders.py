@@ -20,7 +20,7 @@ from telegram.ext import (
 )
 from telegram.request import BaseRequest
 
-from kvpersist import KVPersistence
+from kvpersist import KVPersistence, application_builder
 
 NEVER = 1e6
 """An update interval so long that PTB's background run does not disturb."""
@@ -134,20 +134,34 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def builder(persistence: BasePersistence[Any, Any, Any] | None) -> Any:
-    """Return PTB's builder for a bot that never reaches Telegram."""
+def builder(
+    persistence: BasePersistence[Any, Any, Any],
+    *,
+    writes_through: bool = False,
+    arbitrary_callback_data: bool = False,
+) -> Any:
+    """Return PTB's builder, or kvpersist's, for a bot that never reaches Telegram."""
     offline = Offline()
-    made = ApplicationBuilder().bot(
-        ExtBot("1:offline", request=offline, get_updates_request=offline)
+    bot: ExtBot[None] = ExtBot(
+        "1:offline",
+        request=offline,
+        get_updates_request=offline,
+        arbitrary_callback_data=arbitrary_callback_data,
     )
-    return made.job_queue(None).persistence(persistence) if persistence else made.job_queue(None)
+    if writes_through and isinstance(persistence, KVPersistence):
+        made: Any = application_builder(persistence)
+    else:
+        made = ApplicationBuilder().persistence(persistence)
+    return made.bot(bot).job_queue(None)
 
 
 async def application(
-    persistence: BasePersistence[Any, Any, Any], data: Mapping[int, Any] | None = None
+    persistence: BasePersistence[Any, Any, Any],
+    data: Mapping[int, Any] | None = None,
+    **options: Any,
 ) -> Application[Any, Any, Any, Any, Any, Any]:
     """Return an initialised application that holds, and has stored, this chat data."""
-    app: Application[Any, Any, Any, Any, Any, Any] = builder(persistence).build()
+    app: Application[Any, Any, Any, Any, Any, Any] = builder(persistence, **options).build()
     await app.initialize()
     await fill(app, data or {})
     return app

@@ -31,6 +31,7 @@ def persistences(path: Path, stored: int) -> dict[str, BasePersistence[Any, Any,
         "PTB alone": Nothing(store_data=PersistenceInput(callback_data=False)),
         "the limit": Limit(path / "limit.db"),
         "kvpersist": kvpersist_at(path / "bot.db"),
+        "kvpersist, documents": kvpersist_at(path / "documents.db"),
     }
     if stored <= 1_000:
         contenders["PicklePersistence"] = pickle_at(path / "bot.pickle")
@@ -45,13 +46,14 @@ def cycle(app: App) -> Callable[[int], Awaitable[float]]:
     """Return a turn: change 100 chats, and let PTB hand them over."""
     ids = list(app.chat_data)
     choose = random.Random(5)
+    mark = app.mark_data_for_update_persistence
 
     async def turn(number: int) -> float:
         touched = choose.sample(ids, TOUCHED)
         for chat_id in touched:
             app.chat_data[chat_id]["count"] = number + 1
-        app.mark_data_for_update_persistence(chat_ids=touched)
         start = time.perf_counter()
+        mark(chat_ids=touched)
         await app.update_persistence()
         if isinstance(app.persistence, Limit):
             app.persistence.commit()
@@ -65,11 +67,20 @@ async def run(stored: int, rounds: int) -> list[Row]:
         apps: dict[str, App] = {}
         for name, persistence in persistences(path, stored).items():
             say(f"  {name}: {stored:,} chats")
-            apps[name] = await application(persistence, dict(documents(stored)))
+            apps[name] = await application(
+                persistence, dict(documents(stored)), writes_through="documents" in name
+            )
         seconds = await side_by_side({name: cycle(app) for name, app in apps.items()}, rounds)
         for app in apps.values():
             await app.shutdown()
+    documents_figure = ratio(seconds, "kvpersist, documents", "the limit")
     return [
+        Row(
+            f"update_persistence(), 100 touched of {stored:,}, documents",
+            documents_figure,
+            "<= 0.8",
+            "x the limit",
+        ),
         Row(
             f"update_persistence(), 100 touched of {stored:,}, plain dicts",
             ratio(seconds, "kvpersist", "the limit"),

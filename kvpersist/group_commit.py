@@ -254,6 +254,8 @@ class GroupCommit:
         waiting = [*self._this_commit, *self._next_commit]
         self._committer = None
         self._this_commit, self._next_commit = [], []
+        if not committer.cancelled() and committer.exception() is None:
+            return  # what is pending came in since, and begins the next commit
         self._keep_in_flight()
         interrupted = CancelledError("the commit was cancelled")
         _tell(waiting, dict.fromkeys(self._pending, interrupted))
