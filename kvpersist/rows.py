@@ -42,6 +42,7 @@ class Rows:
         self.commits = GroupCommit(store)
         self.codec = codec
         self._progress = progress
+        self._seer = store if isinstance(store, SeesOthers) else None
         self._others: int | None = None
         self._agreed: set[str] = set()
         self._loaded: dict[str, int | None] = {}
@@ -186,9 +187,9 @@ class Rows:
     async def _look(self) -> int | None:
         """Return what differs after other programs have written; None if that cannot be seen."""
         await self.store.open()
-        if not isinstance(self.store, SeesOthers):
+        if self._seer is None:
             return None
-        others = await self.store.writes_of_others()
+        others = await self._seer.writes_of_others()
         if others != self._others:
             self._others = others
             self._agreed.clear()
