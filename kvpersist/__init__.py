@@ -1,6 +1,7 @@
 """Write-through persistence for python-telegram-bot: every document is one JSON row."""
 
 from kvpersist.application import WriteThroughApplication, application_builder
+from kvpersist.codec import Codec, Named
 from kvpersist.documents import Document
 from kvpersist.errors import (
     ConfigurationError,
@@ -21,6 +22,7 @@ from kvpersist.persistence import KVPersistence
 from kvpersist.stores import MemoryStore, SqliteStore, Store
 
 __all__ = [
+    "Codec",
     "ConfigurationError",
     "DecodeError",
     "Document",
@@ -29,6 +31,7 @@ __all__ = [
     "KVPersistError",
     "KVPersistence",
     "MemoryStore",
+    "Named",
     "NewerSchemaError",
     "NotAStoreError",
     "OpenError",

@@ -53,7 +53,7 @@ class GroupCommit:
         self._pending: Changes = {}
         self._in_flight: Changes = {}
         self._refused: dict[str, None] = {}  # an ordered set
-        self._known: dict[str, int | tuple[int, ...]] = {}
+        self._known: dict[str, tuple[int, ...]] = {}
         self._in_use = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._this_commit: list[Waiter] = []
@@ -70,14 +70,6 @@ class GroupCommit:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
         self._known[key] = tuple([_fingerprint(text) for text in texts])
 
-    def remember_as_read(self, key: str, text: bytes) -> None:
-        """Note that the store holds this row, which somebody may have laid out in another way."""
-        self._known[key] = _fingerprint(text)
-
-    def is_as_read(self, key: str) -> bool:
-        """Whether nobody has looked yet if the row is laid out as kvpersist would do it."""
-        return type(self._known.get(key)) is int
-
     def forget(self, key: str) -> None:
         """Note that the store does not hold this row, as far as is known."""
         self._known.pop(key, None)
@@ -88,10 +80,7 @@ class GroupCommit:
 
     def holds(self, key: str, text: bytes) -> bool:
         """Whether the store is known to hold this row with this value, last this class heard."""
-        known = self._known.get(key)
-        if type(known) is tuple:
-            return _fingerprint(text) in known
-        return _fingerprint(text) == known
+        return _fingerprint(text) in self._known.get(key, ())
 
     async def read(self, key: str) -> bytes | None:
         """Return what the store has in this row, which may be behind what is waiting.

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, MutableMapping
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
+from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 
 from kvpersist import keys
 from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
-from kvpersist.codec import Codec
+from kvpersist.codec import Codec, Named
 from kvpersist.documents import is_handing_over
 from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
 from kvpersist.rows import Progress, Rows
 from kvpersist.stores import SqliteStore, Store
+from kvpersist.telegram_objects import TelegramObjects
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
@@ -43,9 +46,14 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             because at 0 PTB keeps a processor core busy with nothing else.
         context_types: What is given to ``ApplicationBuilder.context_types``, if anything: custom
             ``user_data``, ``chat_data`` and ``bot_data`` come back as instances of their classes.
-        types: The bot's own classes that documents may contain.
+        types: The bot's own classes that documents, states and callback data may contain, each as
+            itself or as `Named`. Classes in `context_types` need not be listed.
         progress: Called, while a start takes its time, with a prefix of keys (``chat/``) and the
             number of rows that have been loaded.
+
+    Attributes:
+        store: Where the rows are.
+        codec: How values become rows; `Codec.register` takes classes that need functions for it.
 
     Raises:
         ConfigurationError: An argument cannot work. No file was touched.
@@ -59,7 +67,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         store_data: PersistenceInput | None = None,
         update_interval: float = 1.0,
         context_types: None = None,
-        types: Collection[type] = (),
+        types: Collection[type | Named] = (),
         progress: Progress | None = None,
     ) -> None: ...
 
@@ -71,7 +79,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         store_data: PersistenceInput | None = None,
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD],
-        types: Collection[type] = (),
+        types: Collection[type | Named] = (),
         progress: Progress | None = None,
     ) -> None: ...
 
@@ -82,7 +90,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         store_data: PersistenceInput | None = None,
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD] | None = None,
-        types: Collection[type] = (),
+        types: Collection[type | Named] = (),
         progress: Progress | None = None,
     ) -> None:
         if not update_interval > 0:
@@ -93,7 +101,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         super().__init__(store_data=store_data, update_interval=update_interval)
         self.store = store if isinstance(store, Store) else SqliteStore(store)
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
-        self.rows = Rows(self.store, Codec(tuple(types)), progress)
+        self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
+        self.rows = Rows(self.store, self.codec, progress)
         self.has_conversations = False
         self._keyboards: KeyboardDocuments | None = None
 
@@ -304,7 +313,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _conversation(self, prefix: str, row: str) -> ConversationKey:
         text = row[len(prefix) :].encode()
-        key = self.rows.decode(row, text)
-        if type(key) is not list or self.rows.encode(row, key) != text:
-            raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
-        return tuple(key)
+        parts = self.rows.decode(row, text)
+        if type(parts) is list and self.rows.encode(row, parts) == text:
+            with suppress(TypeError):
+                hash(key := tuple(parts))
+                return key
+        raise DecodeError("not the key of a conversation; rename or delete the row", key=row)
+
+    def _running_bot(self) -> Bot | None:
+        return self.bot

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
-from kvpersist.codec import Codec
+import orjson
+
+from kvpersist.codec import Codec, become
 from kvpersist.documents import Document, HandedOver, is_handing_over
 from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
 from kvpersist.group_commit import GroupCommit
@@ -101,18 +103,8 @@ class Rows:
     def _take_page(
         self, page: Sequence[Row], name: Callable[[str], int], kind: type[D], into: dict[int, D]
     ) -> None:
-        remember = self.commits.remember_as_read
-        key = ""
-        try:
-            for key, text in page:
-                into[name(key)] = self._decode_document(text, kind)
-                if b'": ' in text:
-                    self._remember_layout(key, text, kind)
-                else:
-                    remember(key, text)
-        except DocumentError as error:
-            error.key = key
-            raise
+        for key, text in page:
+            into[name(key)] = self.take(key, text, kind)
 
     async def load_one(self, key: str, kind: type[D]) -> D | None:
         """Return the document of one row, or None if there is none."""
@@ -124,15 +116,27 @@ class Rows:
 
     def take(self, key: str, text: bytes, kind: type[D]) -> D:
         """Return the document in a row, and note that memory and the store agree about it."""
-        with naming(key):
-            document = self._decode_document(text, kind)
-            self._remember_layout(key, text, kind)
+        try:
+            if b"$" not in text and (kind is dict or kind is Document):
+                document = cast("D", self.codec.decode_document(text, dict))
+                # What JSON alone has made needs no check.
+                own_text = orjson.dumps(document)
+                if kind is Document:
+                    document = cast("D", Document(cast("dict[Any, Any]", document)))
+            else:
+                document = self._decode_document(text, kind)
+                own_text = self.codec.encode_document(
+                    _bare(document, kind), dict if kind is Document else kind
+                )
+            if own_text == text:
+                self.commits.remember(key, text)
+            else:  # another program has written it, with spaces for example
+                self.codec.check(text)
+                self.commits.remember(key, text, own_text)
+        except DocumentError as error:
+            error.key = key
+            raise
         return document
-
-    def _remember_layout(self, key: str, text: bytes, kind: type) -> None:
-        """Remember a row that another program may have laid out in its own way, with spaces say."""
-        document: object = self._decode_document(text, kind)
-        self.commits.remember(key, text, self.encode_document(key, document, kind))
 
     async def write(self, key: str, text: bytes | None) -> None:
         """Write a row; when this returns it is durable, or the application waits until it is."""
@@ -150,16 +154,13 @@ class Rows:
         """
         known = self.commits.known(key)
         others = await self._look()
-        if self._is_agreed(key, prefix) and self._knows_layout(key, document, kind):
+        if self._is_agreed(key, prefix):
             return
         text = await self.commits.read(key)
         if self.commits.is_pending(key) or self.commits.known(key) is not known:
             return  # a write of ours has overtaken the read
         # From here on nothing awaits, so that no handler can change the document in between.
-        if text is not None and self.commits.holds(key, text):
-            if self.commits.is_as_read(key):
-                self._remember_layout(key, text, kind)
-        elif text is not None or known is not None:
+        if known is not None if text is None else not self.commits.holds(key, text):
             self._take_over(key, text, document, kind)
         self._agree(key, others)
 
@@ -167,12 +168,11 @@ class Rows:
         if self._is_changed(key, document, kind):
             _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
             return
-        new = kind() if text is None else self.take(key, text, kind)
         if text is None:
+            become(document, kind())
             self.commits.forget(key)
-        content = cast("dict[Any, Any]", document)
-        content.clear()
-        content.update(cast("dict[Any, Any]", new))
+        else:
+            become(document, self.take(key, text, kind))
 
     def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
         """Whether memory holds something that the store, as far as is known, does not."""
@@ -205,33 +205,28 @@ class Rows:
         if others is not None and others == self._others:
             self._agreed.add(key)
 
-    def _knows_layout(self, key: str, document: D, kind: type[D]) -> bool:
-        """Whether the row is known as kvpersist would write it; look, when it is used first."""
-        if not self.commits.is_as_read(key):
-            return True
-        with suppress(EncodeError):
-            text = self.encode_document(key, document, kind)
-            if self.commits.holds(key, text):
-                self.commits.remember(key, text)
-                return True
-        return False
-
     def encode_document(self, key: str, document: object, kind: type) -> bytes:
         """Return a document as it is stored."""
         if type(document) is HandedOver:
             document = document.document
         if type(document) is kind and (kind is dict or kind is Document):
+            if not document:
+                return b"{}"
             plain = dict(cast("dict[Any, Any]", document)) if kind is Document else document
             if (text := plain_text(plain)) is not None:
                 return text
-            document, kind = plain, dict
         with naming(key):
-            return self.codec.encode_document(document, kind)
+            return self._encode_document(document, kind)
+
+    def _encode_document(self, document: object, kind: type) -> bytes:
+        if type(document) is Document and kind is Document:
+            return self.codec.encode_document(dict(document), dict)
+        return self.codec.encode_document(document, kind)
 
     def _decode_document(self, text: bytes, kind: type[D]) -> D:
         if kind is Document:
             return cast("D", Document(self.codec.decode_document(text, dict)))
-        return self.codec.decode_document(text, kind)
+        return cast("D", self.codec.decode_document(text, kind))
 
     def encode(self, key: str, value: object) -> bytes:
         """Return any value as it is stored."""

@@ -189,7 +189,7 @@ async def test_a_closed_store_says_so(bot_db: Path) -> None:
 
 BAD_ROWS = {
     "broken JSON": ("chat/1", '{"n": ', "not valid JSON"),
-    "no object": ("chat/1", "[1]", "a document is an object, not"),
+    "no object": ("chat/1", "[1]", "a list where ContextTypes says dict"),
     "an unknown tag": ("chat/1", '{"a": {"$unheard": 1}}', "unheard"),
     "no id": ("chat/me", "{}", "'me' is not the id of a chat"),
     "an id that is written otherwise": ("chat/007", "{}", "'007' is not the id"),

@@ -1,0 +1,178 @@
+"""What encoding and decoding cost, beside orjson, pickle, jsonpickle and msgspec, in one run.
+
+Run ``python benchmarks/codec.py``. Every round measures each candidate once, so that they share the
+machine's moods; the table has the medians of all rounds, and the ratios that are promised.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import statistics
+import timeit
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+import jsonpickle
+import msgspec
+import orjson
+
+from kvpersist.codec import Codec
+
+ROUNDS = 31
+SECONDS_A_ROUND = 0.01
+
+
+class Color(Enum):
+    RED = 1
+
+
+@dataclass
+class Item:
+    sku: str
+    title: str
+    price: Decimal
+    count: int
+    tags: tuple[str, ...]
+
+
+def plain(items: int) -> dict[str, Any]:
+    """Return the data of a chat with some items in a cart."""
+    return {
+        "name": "Ada Lovelace",
+        "language": "en",
+        "visits": 17,
+        "score": 3.25,
+        "active": True,
+        "last": None,
+        "cart": [
+            {
+                "sku": f"SKU-{number:05d}",
+                "title": "Blue mountain coffee, 250 g",
+                "price": 12.5 + number,
+                "count": number % 4 + 1,
+                "tags": ["coffee", "fair"],
+            }
+            for number in range(items)
+        ],
+        "seen": [1_700_000_000 + 37 * number for number in range(2 * items)],
+        "settings": {"notify": True, "timezone": "Europe/Berlin", "theme": "dark"},
+    }
+
+
+def some_tags(items: int) -> dict[str, Any]:
+    """Return the same with what a bot that used pickle has among it."""
+    data = plain(items)
+    return data | {
+        "since": datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc),
+        "color": Color.RED,
+        "position": (3, 4),
+        "friends": {1, 2, 3},
+        "names": {1: "one", 2: "two"},
+        "best": Item("SKU-1", "Coffee", Decimal("12.50"), 1, ("fair",)),
+    }
+
+
+def many_tags(items: int) -> dict[str, Any]:
+    """Return the same with hardly a value that is plain."""
+    data = some_tags(items)
+    cart = [
+        Item(**each | {"price": Decimal(each["price"]), "tags": ("a", "b")})
+        for each in data["cart"]
+    ]
+    seen = {number: datetime.fromtimestamp(number, timezone.utc) for number in data["seen"]}
+    return data | {"cart": cart, "seen": seen}
+
+
+def medians(candidates: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return microseconds a call."""
+    timers = {name: timeit.Timer(candidate) for name, candidate in candidates.items()}
+    calls = {}
+    for name, timer in timers.items():
+        number, seconds = timer.autorange()
+        calls[name] = max(1, int(number * SECONDS_A_ROUND / seconds))
+    rounds = [
+        {name: timer.timeit(calls[name]) / calls[name] for name, timer in timers.items()}
+        for _ in range(ROUNDS)
+    ]
+    return {name: 1e6 * statistics.median(each[name] for each in rounds) for name in timers}
+
+
+def show(title: str, measured: dict[str, float], against: dict[str, float]) -> None:
+    """Print what was measured, and the ratios with what is promised about them."""
+    print(f"\n{title}")
+    for name, microseconds in measured.items():
+        print(f"  {name:22} {microseconds:9.2f} µs")
+    for name, most in against.items():
+        print(f"  {measured['kvpersist'] / measured[name]:6.2f} × {name} (at most {most})")
+
+
+def main() -> None:
+    codec = Codec([Color, Item])
+    for items in (5, 80):
+        data = plain(items)
+        text = orjson.dumps(data)
+        assert codec.encode(data) == text
+        packed = jsonpickle.encode(data)
+        show(
+            f"encode, plain, {len(text)} bytes",
+            medians(
+                {
+                    "kvpersist": lambda: codec.encode(data),
+                    "orjson.dumps": lambda: orjson.dumps(data),
+                    "copy.deepcopy": lambda: copy.deepcopy(data),
+                    "pickle.dumps": lambda: pickle.dumps(data),
+                    "jsonpickle.encode": lambda: jsonpickle.encode(data),
+                    "msgspec.json.encode": lambda: msgspec.json.encode(data),
+                }
+            ),
+            {"copy.deepcopy": 0.5},
+        )
+        show(
+            f"decode, plain, {len(text)} bytes",
+            medians(
+                {
+                    "kvpersist": lambda: codec.decode(text),
+                    "orjson.loads": lambda: orjson.loads(text),
+                    "pickle.loads": lambda pickled=pickle.dumps(data): pickle.loads(pickled),
+                    "jsonpickle.decode": lambda: jsonpickle.decode(packed),
+                    "msgspec.json.decode": lambda: msgspec.json.decode(text),
+                }
+            ),
+            {"orjson.loads": 1.1},
+        )
+        for title, make in (("some tags", some_tags), ("many tags", many_tags)):
+            data = make(items)
+            text, pickled, packed = codec.encode(data), pickle.dumps(data), jsonpickle.encode(data)
+            assert codec.decode(text) == data
+            show(
+                f"encode, {title}, {len(text)} bytes",
+                medians(
+                    {
+                        "kvpersist": lambda: codec.encode(data),
+                        "pickle.dumps": lambda: pickle.dumps(data),
+                        "copy.deepcopy": lambda: copy.deepcopy(data),
+                        "jsonpickle.encode": lambda: jsonpickle.encode(data),
+                    }
+                ),
+                {"pickle.dumps": 2},
+            )
+            show(
+                f"decode, {title}, {len(text)} bytes",
+                medians(
+                    {
+                        "kvpersist": lambda: codec.decode(text),
+                        "pickle.loads": lambda: pickle.loads(pickled),
+                        "jsonpickle.decode": lambda: jsonpickle.decode(packed),
+                    }
+                ),
+                {"pickle.loads": 2},
+            )
+
+
+if __name__ == "__main__":
+    main()

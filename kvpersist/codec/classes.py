@@ -1,0 +1,209 @@
+"""How the objects of a class of the user's are stored: chosen once, when the class is named."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from enum import Enum, Flag
+from typing import Any, Final, NamedTuple
+
+from kvpersist.codec.decoder import Decoder
+from kvpersist.codec.encoder import Encoder
+from kvpersist.codec.form import BASE, Form, qualified
+from kvpersist.codec.models import pydantic_form, struct_form
+from kvpersist.codec.state import State, slots
+from kvpersist.errors import ConfigurationError, EncodeError
+
+_POINTER: Final = tuple.__itemsize__
+_INHERITED: Final = ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
+
+
+class _Base(NamedTuple):
+    """How the builtin part of an object of a subclass is taken out, and put back."""
+
+    kind: type
+    take: Callable[[Any], Any]
+    make: Callable[[type, Any], Any]
+
+
+def adopt(kind: type, tag: str) -> Form:
+    """Return how the objects of `kind` are stored.
+
+    Raises:
+        ConfigurationError: Nothing but functions of the user's could do that.
+    """
+    if issubclass(kind, Enum):
+        return _enum_form(kind, tag)
+    if (pydantic := sys.modules.get("pydantic")) and issubclass(kind, pydantic.BaseModel):
+        return pydantic_form(kind, tag)
+    if (msgspec := sys.modules.get("msgspec")) and issubclass(kind, msgspec.Struct):
+        return struct_form(kind, tag)
+    if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
+        return _named_tuple_form(kind, tag)
+    base = _base_of(kind)
+    _check_protocol(kind, base.kind if base else object)
+    return _subclass_form(kind, tag, base) if base else _object_form(kind, tag)
+
+
+def _base_of(kind: type) -> _Base | None:
+    return next((base for base in _BASES if issubclass(kind, base.kind)), None)
+
+
+def _check_protocol(kind: type, base: type) -> None:
+    """Refuse what is restored by calling something, or keeps what Python code cannot see."""
+    for name in _INHERITED:
+        if getattr(kind, name, None) not in {
+            getattr(base, name, None),
+            getattr(object, name, None),
+        }:
+            raise ConfigurationError(
+                f"{qualified(kind)} has a {name} of its own; "
+                "use Codec.register with encode= and decode="
+            )
+    if base is object and _hides_something(kind):
+        raise ConfigurationError(
+            f"{qualified(kind)} is not written in Python; "
+            "use Codec.register with encode= and decode="
+        )
+
+
+def _hides_something(kind: type) -> bool:
+    """Whether there is more to an object than its attributes: pickle asks the same way."""
+    pointers = len(dict(slots(kind))) + 2  # and one each for __dict__ and __weakref__
+    return kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER or kind.__itemsize__ > 0
+
+
+def _object_form(kind: type, tag: str) -> Form:
+    state = State(kind)
+
+    def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
+        value: Any = object.__new__(kind)
+        state.decode(value, payload, decoder)
+        return value
+
+    return Form(tag, state.encode, decode, (dict,))
+
+
+def _subclass_form(kind: type, tag: str, base: _Base) -> Form:
+    state = State(kind)
+
+    def encode(value: Any, encoder: Encoder) -> object:
+        return {BASE: encoder.value(base.take(value)), **state.encode(value, encoder)}
+
+    def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
+        inner = decoder.value(payload.pop(BASE))
+        if type(inner) is not base.kind:
+            raise TypeError(f"{BASE} must hold a {base.kind.__name__}")
+        value = base.make(kind, inner)
+        state.decode(value, payload, decoder)
+        return value
+
+    return Form(tag, encode, decode, (dict,), has_base=True)
+
+
+def _named_tuple_form(kind: Any, tag: str) -> Form:
+    state = State(kind)
+    fields: tuple[str, ...] = kind._fields
+    defaults: dict[str, Any] = getattr(kind, "_field_defaults", {})
+
+    def encode(value: Any, encoder: Encoder) -> object:
+        items = tuple.__iter__(value)
+        return {
+            **encoder.attributes(dict(zip(fields, items, strict=True))),
+            **state.encode(value, encoder),
+        }
+
+    def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
+        own = decoder.members({name: payload.pop(name) for name in fields if name in payload})
+        value = tuple.__new__(
+            kind, [own[name] if name in own else defaults[name] for name in fields]
+        )
+        state.decode(value, payload, decoder)
+        return value
+
+    return Form(tag, encode, decode, (dict,))
+
+
+def _enum_form(kind: type[Enum], tag: str) -> Form:
+    members = kind.__members__
+
+    def encode(value: Enum, encoder: Encoder) -> object:
+        name = value._name_
+        if name is not None and members.get(name) is value:
+            return name
+        if isinstance(value, Flag):  # more than one flag, or none
+            return encoder.value(int(value._value_))
+        raise EncodeError(f"{value!r}, which is no longer a member of {kind.__qualname__}")
+
+    def decode(payload: Any, _: Decoder) -> Enum:
+        if type(payload) is str:
+            return members[payload]
+        if not issubclass(kind, Flag):
+            raise TypeError("only flags are numbers")
+        return kind(payload)
+
+    return Form(tag, encode, decode, (str, int))
+
+
+def _filled(
+    make: Callable[[type], Any], fill: Callable[[Any, Any], None]
+) -> Callable[[type, Any], Any]:
+    def restore(kind: type, items: Any) -> Any:
+        value = make(kind)
+        fill(value, items)
+        return value
+
+    return restore
+
+
+def _set_items(setter: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], None]:
+    def fill(value: Any, items: dict[Any, Any]) -> None:
+        for key, item in items.items():
+            setter(value, key, item)
+
+    return fill
+
+
+def _fill_defaultdict(value: Any, items: defaultdict[Any, Any]) -> None:
+    defaultdict.__init__(value, items.default_factory, items)
+
+
+def _fill_deque(value: Any, items: deque[Any]) -> None:
+    deque.__init__(value, items, items.maxlen)
+
+
+def _take_defaultdict(value: Any) -> Any:
+    return defaultdict(value.default_factory, dict.copy(value))
+
+
+# None of these calls a method that a subclass may have changed.
+_BASES: Final = (
+    _Base(
+        OrderedDict,
+        lambda value: OrderedDict(
+            zip(OrderedDict.keys(value), OrderedDict.values(value), strict=True)
+        ),
+        _filled(OrderedDict.__new__, _set_items(OrderedDict.__setitem__)),
+    ),
+    _Base(defaultdict, _take_defaultdict, _filled(defaultdict.__new__, _fill_defaultdict)),
+    _Base(
+        Counter,
+        lambda value: Counter(dict.copy(value)),
+        _filled(dict.__new__, _set_items(dict.__setitem__)),
+    ),
+    _Base(dict, dict.copy, _filled(dict.__new__, dict.update)),
+    _Base(list, list.copy, _filled(list.__new__, list.extend)),
+    _Base(
+        deque,
+        lambda value: deque(deque.__iter__(value), deque.maxlen.__get__(value)),
+        _filled(deque.__new__, _fill_deque),
+    ),
+    _Base(set, lambda value: set().union(value), _filled(set.__new__, set.update)),
+    _Base(frozenset, lambda value: frozenset().union(value), frozenset.__new__),
+    _Base(tuple, lambda value: tuple.__getitem__(value, slice(None)), tuple.__new__),
+    _Base(str, str.__str__, str.__new__),
+    _Base(bytes, lambda value: bytes.__getitem__(value, slice(None)), bytes.__new__),
+    _Base(int, int.__int__, int.__new__),
+    _Base(float, float.__float__, float.__new__),
+)

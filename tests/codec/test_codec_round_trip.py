@@ -1,0 +1,91 @@
+"""What was encoded comes back: equal, and of the same types all the way down."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import orjson
+import pytest
+from codec_samples import HASHABLES, PLAIN, VALUES, make_codec, same
+from hypothesis import example, given, settings
+
+CODEC = make_codec()
+
+
+@settings(max_examples=1000, deadline=None)
+@given(VALUES)
+def test_every_value_comes_back_the_same(value: Any) -> None:
+    """Every supported type round-trips inside every container, and its text is stable."""
+    text = CODEC.encode(value)
+    back = CODEC.decode(text)
+    assert same(value, back), text
+    assert CODEC.encode(back) == text
+    CODEC.check(text)
+
+
+@settings(max_examples=400, deadline=None)
+@given(HASHABLES)
+def test_every_hashable_value_can_be_a_key(key: Any) -> None:
+    """Keys of any type stand side by side, in their order."""
+    value = {key: 1, "1": 2, 1: 3, None: 4, (1,): 5}
+    assert same(value, CODEC.decode(CODEC.encode(value)))
+
+
+@settings(max_examples=500, deadline=None)
+@given(PLAIN)
+@example({"a": -0.0, "b": [5e-324, 1.7976931348623157e308]})
+def test_plain_json_is_stored_byte_for_byte(value: Any) -> None:
+    """What JSON has words for is neither tagged nor changed."""
+    text = CODEC.encode(value)
+    assert text == orjson.dumps(value)
+    assert same(value, CODEC.decode(text))
+
+
+@settings(max_examples=100, deadline=None)
+@given(VALUES)
+def test_sqlite_reads_every_text_as_json(value: Any) -> None:
+    """A row is valid JSON for SQLite, and comes back from it as it was."""
+    text = CODEC.encode(value)
+    with sqlite3.connect(":memory:") as database:
+        row = database.execute("select json_valid(?1), ?1", (text.decode(),)).fetchone()
+    database.close()
+    assert row == (1, text.decode())
+
+
+@pytest.mark.parametrize(
+    "value", [{"$tuple": [1]}, {"$$tuple": [1]}, {"$": 1}, {"$:Order": {}}, {"$x": (1,)}]
+)
+def test_a_dict_that_looks_like_a_tag_is_escaped(value: Any) -> None:
+    """Nobody's own data is taken for a tag."""
+    text = CODEC.encode(value)
+    assert text.startswith(b'{"$$')
+    assert same(value, CODEC.decode(text))
+
+
+def test_a_dict_of_two_members_is_not_escaped() -> None:
+    """A tagged value has one member; more members cannot be taken for one."""
+    assert CODEC.encode({"$tuple": [1], "b": 2}) == b'{"$tuple":[1],"b":2}'
+    assert CODEC.decode(b'{"$tuple":[1],"b":2}') == {"$tuple": [1], "b": 2}
+
+
+def test_each_occurrence_of_an_object_is_a_copy() -> None:
+    """Shared references are stored once for each place, as documented."""
+    shared = [1]
+    first, second = CODEC.decode(CODEC.encode([shared, shared]))
+    assert first == second == [1]
+    assert first is not second
+
+
+def test_the_value_is_left_as_it_is() -> None:
+    """Encoding changes nothing in what it is given."""
+    value = {"a": [(1, {2: {3}})], "b": {"c": {"d": (4,)}}}
+    CODEC.encode(value)
+    assert same(value, {"a": [(1, {2: {3}})], "b": {"c": {"d": (4,)}}})
+
+
+def test_the_text_of_a_set_does_not_depend_on_the_order_of_hashing() -> None:
+    """The same set is the same text after a restart, so that it is not written again."""
+    assert CODEC.encode({"b", "a", "c"}) == b'{"$set":["a","b","c"]}'
+    assert CODEC.encode({10, 9, -1}) == b'{"$set":[-1,9,10]}'
+    assert CODEC.encode({"a", 1, (2,)}) == b'{"$set":["a",1,{"$tuple":[2]}]}'

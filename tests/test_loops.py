@@ -1,0 +1,154 @@
+"""Event loops that end, and tasks that are cancelled, at the worst moment: on a real file."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import shutil
+import sqlite3
+import threading
+import warnings
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kvpersist import KVPersistence, SqliteStore, StoreInUseError
+from kvpersist.stores import sqlite_file
+
+
+def stored(path: Path) -> dict[str, object]:
+    """All rows, as any other program sees them."""
+    with closing(sqlite3.connect(path)) as reader:
+        rows = reader.execute("SELECT key, value FROM documents")
+        return {key: json.loads(text) for key, text in rows}
+
+
+def wait_for_threads() -> None:
+    """Wait until every thread but this one has ended."""
+    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_ends_during_a_commit_leaves_the_file_to_the_next(
+    bot_db: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next loop opens the file again, knows what was stored, and writes what was not."""
+    caplog.set_level("CRITICAL", "asyncio")  # "Task was destroyed", as intended
+    persistence = KVPersistence(SqliteStore(bot_db, busy_timeout=30))
+
+    async def begin() -> None:
+        await persistence.update_chat_data(1, {"n": 1})
+        await persistence.update_chat_data(2, {"n": 2})
+
+    async def go_on() -> None:
+        await persistence.update_chat_data(3, {"n": 3})
+        document = {"n": 1}
+        await persistence.refresh_chat_data(1, document)
+        await persistence.flush()
+
+    loop = asyncio.new_event_loop()
+    with closing(sqlite3.connect(bot_db, isolation_level=None)) as locker:
+        loop.run_until_complete(persistence.get_bot_data())
+        loop.run_until_complete(persistence.update_bot_data({}))
+        locker.execute("BEGIN IMMEDIATE")  # holds up the commit that is on its way
+        begun = loop.create_task(begin())
+        for _ in range(5):
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        del begun
+        locker.execute("ROLLBACK")
+    asyncio.run(go_on())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # what aiosqlite was not told to close
+        gc.collect()
+    wait_for_threads()
+    assert stored(bot_db) == {"bot": {}, "chat/1": {"n": 1}, "chat/3": {"n": 3}}
+
+
+def test_a_persistence_goes_on_another_loop_without_flush(bot_db: Path) -> None:
+    """A loop that ended in peace, but without flush, leaves nothing that hinders the next."""
+    persistence = KVPersistence(bot_db)
+    asyncio.run(persistence.update_chat_data(1, {"n": 1}))
+    asyncio.run(persistence.update_chat_data(2, {"n": 2}))
+    asyncio.run(persistence.flush())
+    wait_for_threads()
+    assert stored(bot_db) == {"chat/1": {"n": 1}, "chat/2": {"n": 2}}
+
+
+def test_a_persistence_may_be_flushed_on_another_loop(bot_db: Path) -> None:
+    """What another loop has opened is closed, and others may have it."""
+    persistence = KVPersistence(bot_db)
+    asyncio.run(persistence.update_chat_data(1, {"n": 1}))
+    asyncio.run(persistence.flush())
+    wait_for_threads()
+    other = KVPersistence(bot_db)
+    assert asyncio.run(other.get_chat_data()) == {1: {"n": 1}}
+    asyncio.run(other.flush())
+
+
+@pytest.mark.parametrize("moment", range(12))
+async def test_an_opening_that_is_cancelled_leaves_no_lock(bot_db: Path, moment: int) -> None:
+    """Whenever all tasks are cancelled, the file can be opened right after, by anybody."""
+    store = SqliteStore(bot_db)
+    before = asyncio.all_tasks()
+    opening = asyncio.ensure_future(store.open())
+    for _ in range(moment):
+        await asyncio.sleep(0.002 if moment > 6 else 0)
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    await store.close()
+    other = SqliteStore(bot_db)
+    while not await opens(other):  # noqa: ASYNC110  a thread may still have to close it
+        await asyncio.sleep(0.01)
+    await other.close()
+
+
+async def opens(store: SqliteStore) -> bool:
+    """Open a store, if nobody else has it open."""
+    try:
+        await store.open()
+    except StoreInUseError:
+        return False
+    return True
+
+
+async def test_a_copy_of_the_folder_does_not_take_the_lock_away(
+    bot_db: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A bot that backs up its own folder remains the only owner of its file."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    shutil.copytree(bot_db.parent, tmp_path_factory.mktemp("backup") / "copy")
+    with pytest.raises(StoreInUseError):
+        await SqliteStore(bot_db).open()
+    await store.close()
+
+
+def test_a_forked_child_does_not_keep_the_lock(bot_db: Path) -> None:
+    """A child that outlives the bot, as a worker of multiprocessing may, does not own the file."""
+    connection = sqlite_file.open_file(str(bot_db), 0)
+    ready, ready_in_child = os.pipe()
+    done_in_child, done = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, on Python 3.12
+        child = os.fork()
+    if child == 0:  # pragma: no cover  it is another process
+        os.write(ready_in_child, b".")
+        os.read(done_in_child, 1)
+        os._exit(0)
+    os.read(ready, 1)
+    with pytest.raises(StoreInUseError):
+        sqlite_file.open_file(str(bot_db), 0)
+    connection.close()
+    sqlite_file.open_file(str(bot_db), 0).close()
+    os.write(done, b".")
+    os.waitpid(child, 0)
+    for descriptor in (ready, ready_in_child, done_in_child, done):
+        os.close(descriptor)
