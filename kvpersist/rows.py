@@ -125,9 +125,7 @@ class Rows:
                     document = cast("D", Document(cast("dict[Any, Any]", document)))
             else:
                 document = self._decode_document(text, kind)
-                own_text = self.codec.encode_document(
-                    _bare(document, kind), dict if kind is Document else kind
-                )
+                own_text = self._encode_document(document, kind)
             if own_text == text:
                 self.commits.remember(key, text)
             else:  # another program has written it, with spaces for example
