@@ -203,6 +203,4 @@ def pickle_at(path: Path, *, single_file: bool = True) -> PicklePersistence[Any,
 
 def dict_persistence() -> DictPersistence:
     """Return PTB's persistence in memory, which a user would write to a file by hand."""
-    return DictPersistence(
-        store_data=PersistenceInput(callback_data=False), update_interval=NEVER
-    )
+    return DictPersistence(store_data=PersistenceInput(callback_data=False), update_interval=NEVER)

@@ -24,7 +24,9 @@ Turn = Callable[[int], Awaitable[float]]
 def updates() -> list[Update]:
     """Return messages of 50 chats."""
     return [
-        Update(at, Message(at, None, Chat(at % CHATS + 1, "private"), User(at % CHATS + 1, "P", False)))  # type: ignore[arg-type]
+        Update(
+            at, Message(at, None, Chat(at % CHATS + 1, "private"), User(at % CHATS + 1, "P", False))
+        )  # type: ignore[arg-type]
         for at in range(UPDATES)
     ]
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from telegram import Message, Update
 from telegram.ext import Application, ApplicationBuilder, ContextTypes, ExtBot, Job
 
+from kvpersist.callback_cache import watch
 from kvpersist.documents import Document, handing_over, stop_handing_over
 from kvpersist.errors import ConfigurationError, EncodeError, WriteError
 from kvpersist.keys import document_key
@@ -88,6 +89,9 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
     async def initialize(self) -> None:
         """Load what is stored; see `Application.initialize`."""
         await super().initialize()
+        cache = cast("ExtBot[Any]", self.bot).callback_data_cache
+        if self._kv.store_data.callback_data and cache is not None:
+            self._kv.watched = watch(cache)
         self._is_live = True
 
     async def shutdown(self) -> None:
@@ -107,7 +111,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         finally:
             _ENDED.set(update)
             _HANDLING.set(None)
-            if self._has_news:
+            if self._has_news or (self._kv.watched and self._kv.watched.is_touched()):
                 await self._write_through()
             await self._settle()
 
@@ -150,7 +154,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if self._background is not None:
             await asyncio.wait([self._background])
         await self._write_through()
-        if not (self._kv.has_conversations or self._has_callback_data()):
+        if not self._needs_ptb():
             await self._run_of_ptb()
         await self._settle()
 
@@ -211,12 +215,15 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Hand all that was changed over to group commit."""
         self._has_news = False
         await self._write_documents()
-        if self._kv.has_conversations or self._has_callback_data():
+        if self._needs_ptb():
             await self._run_of_ptb()
 
-    def _has_callback_data(self) -> bool:
-        bot = cast("ExtBot[Any]", self.bot)
-        return self._kv.store_data.callback_data and bot.callback_data_cache is not None
+    def _needs_ptb(self) -> bool:
+        """Whether only PTB can tell what has changed: conversations, and what is not watched."""
+        if self._kv.has_conversations:
+            return True
+        cache = cast("ExtBot[Any]", self.bot).callback_data_cache
+        return self._kv.watched is None and self._kv.store_data.callback_data and cache is not None
 
     async def _write_documents(self) -> None:
         rows = self._kv.rows
@@ -240,6 +247,8 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 await asyncio.sleep(0)
                 start = time.monotonic()
         rows.commits.put(changes)
+        if self._kv.watched is not None:
+            errors += self._kv.put_touched_keyboards(self._kv.watched)
         for refused in errors:
             await self._tell(refused.key, refused)
 

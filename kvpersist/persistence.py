@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from contextlib import suppress
 from functools import partial
 from os import PathLike
@@ -12,6 +12,7 @@ from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 
 from kvpersist import keys
+from kvpersist.callback_cache import Watched
 from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
 from kvpersist.codec import Codec, Named
 from kvpersist.documents import is_handing_over
@@ -104,6 +105,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
         self.rows = Rows(self.store, self.codec, progress)
         self.has_conversations = False
+        self.watched: Watched | None = None
         self._keyboards: KeyboardDocuments | None = None
 
     async def get_user_data(self) -> dict[int, UD]:
@@ -216,24 +218,42 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             EncodeError: For the first keyboard that cannot be stored.
             WriteError: The store refused. The rows are kept and tried again.
         """
-        if not self.store_data.callback_data:
+        if not self.store_data.callback_data or (self.watched and is_handing_over()):
             return
         if self._keyboards is None:
             await self.get_callback_data()
         keyboards = cast("KeyboardDocuments", self._keyboards)
+        documents = keyboards.split(data)
+        changes, refused = self._encode_keyboards(documents)
+        await self.rows.commits.write(changes)
+        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
+        if refused:
+            raise refused[0]
+
+    def put_touched_keyboards(self, watched: Watched) -> list[EncodeError]:
+        """Begin to write the keyboards that were touched; return those that cannot be stored.
+
+        The application calls it, which watches the cache and waits until all is durable.
+        """
+        keyboards = cast("KeyboardDocuments", self._keyboards)
+        documents = keyboards.change(*watched.take(), watched.keyboard)
+        changes, refused = self._encode_keyboards(documents)
+        self.rows.commits.put(changes)
+        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
+        return refused
+
+    def _encode_keyboards(
+        self, documents: Mapping[str, Document | None]
+    ) -> tuple[dict[str, bytes | None], list[EncodeError]]:
         changes: dict[str, bytes | None] = {}
         refused: list[EncodeError] = []
-        documents = keyboards.split(data)
         for keyboard, document in documents.items():
             key = keys.keyboard_key(keyboard)
             try:
                 changes[key] = None if document is None else self.rows.encode(key, document)
             except EncodeError as error:
                 refused.append(error)
-        await self.rows.commits.write(changes)
-        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
-        if refused:
-            raise refused[0]
+        return changes, refused
 
     async def update_conversation(
         self, name: str, key: ConversationKey, new_state: object | None

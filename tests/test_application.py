@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,16 +13,18 @@ from typing import Any
 
 import pytest
 from bots import NEVER, Bot, Handler, Telegram, text_update
-from handlers import conversation, remember, text
+from handlers import ANY, conversation, remember, text
 from stores import WatchedStore
 from telegram import Message, Update
 from telegram.ext import (
     Application,
     ApplicationBuilder,
+    CallbackDataCache,
     CommandHandler,
     ContextTypes,
     Defaults,
     DictPersistence,
+    ExtBot,
     JobQueue,
     PersistenceInput,
     TypeHandler,
@@ -39,6 +42,8 @@ from kvpersist import (
     application_builder,
 )
 from kvpersist import application as application_module
+from kvpersist.callback_cache import watch
+from kvpersist.rows import Rows
 
 
 @asynccontextmanager
@@ -571,3 +576,88 @@ def test_a_document_inside_of_another_value_is_copied_as_usual() -> None:
     with application_module.handing_over():
         assert type(copy.deepcopy([document])[0]) is Document
         assert type(copy.deepcopy(document)) is not Document
+
+
+async def test_one_of_many_keyboards_is_one_row_and_one_encode(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a full cache costs is what was touched: made, pressed, evicted, dropped, cleared."""
+    encoded: list[str] = []
+    encode = Rows.encode
+
+    def spy(self: Rows, key: str, value: object) -> bytes:
+        encoded.append(key)
+        return encode(self, key, value)
+
+    async with running(store, ANY, arbitrary_callback_data=1024) as bot:
+        messages = [await bot.ask((number,)) for number in range(1024)]
+        await bot.say("x")
+        assert sum(key.startswith("callback/") for key in rows(store)) == 1024
+        monkeypatch.setattr(Rows, "encode", spy)
+        store.commits.clear()
+        await bot.press(messages[5])
+        assert [list(commit) for commit in store.commits] == [encoded]
+        assert len(encoded) == 1
+        (document,) = (json.loads(text or b"") for text in store.commits[0].values())
+        assert list(document["buttons"].values()) == [{"$tuple": [5]}]
+        assert len(document["queries"]) == 1
+        store.commits.clear()
+        await bot.ask(("new",))
+        await bot.say("x")
+        assert sorted(text is None for text in store.commits[0].values()) == [False, True]
+        await bot.app.update_persistence()
+        assert len(store.commits) == 1
+        bot.cache.clear_callback_data()
+        await bot.say("x")
+        assert sum(key.startswith("callback/") for key in rows(store)) == 1  # the press
+        bot.cache.clear_callback_queries()
+        await bot.say("x")
+        assert not any(key.startswith("callback/") for key in rows(store))
+
+
+async def test_buttons_survive_a_restart_of_a_bot_that_writes_through(store: WatchedStore) -> None:
+    """Buttons, presses and who is evicted next are as they were, also in a cache watched before."""
+    async with running(store, ANY, arbitrary_callback_data=3) as bot:
+        messages = [await bot.ask((number,)) for number in range(3)]
+        pressed = await bot.press(messages[0])
+        await bot.app.stop()
+        await bot.app.shutdown()
+        await bot.app.initialize()
+        await bot.app.start()
+        assert (await bot.press(messages[1])).data == (1,)
+        data = bot.cache.persistence_data
+    async with running(store, ANY, arbitrary_callback_data=3) as bot:
+        keyboards, queries = bot.cache.persistence_data
+        assert [name for name, _, _ in keyboards] == [name for name, _, _ in data[0]]
+        assert queries == data[1]
+        assert (await bot.press(messages[2])).data == (2,)
+        bot.cache.drop_data(pressed)
+        await bot.say("x")
+
+
+async def test_a_cache_that_ptb_has_changed_is_compared_as_a_whole(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be watched is handed over by PTB, and committed with the update all the same."""
+    monkeypatch.setattr(application_module, "watch", lambda _: None)
+
+    async def ask(_: Update, __: Any) -> None:
+        await bot.ask(("data",))
+
+    async with running(store, CommandHandler("ask", ask), arbitrary_callback_data=True) as bot:
+        await bot.say("/ask")
+        assert any(key.startswith("callback/") for key in rows(store))
+
+
+async def test_ptb_keeps_its_cache_as_it_is_watched() -> None:
+    """If PTB changes what is private about the cache, `watch` declines; this test tells."""
+    telegram = Telegram()
+    bot: ExtBot[None] = ExtBot(
+        "1:x", request=telegram, get_updates_request=telegram, arbitrary_callback_data=True
+    )
+    cache = bot.callback_data_cache
+    assert cache is not None
+    assert watch(cache) is not None
+    cache._keyboard_data = {}
+    cache.__class__ = CallbackDataCache
+    assert watch(cache) is None
