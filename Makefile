@@ -27,6 +27,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy kvpersist tests examples
+	$(BIN)/mypy --exclude codec.py benchmarks
 
 ## All tests, on the installed wheel, with branch coverage.
 test: $(VENV)/installed
@@ -40,6 +41,15 @@ oldest:
 	$(MAKE) PYTHON=python3.10 VENV=.venv-oldest .venv-oldest/installed
 	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.10.0"
 	.venv-oldest/bin/pytest $(TESTS)
+
+# Beside the kvpersist of this folder, what it is compared with.
+$(VENV)/bench-installed: $(VENV)/installed
+	$(PIP) install --group bench
+	touch $@
+
+## All benchmarks, side by side with the limit: a table, JSON and a plot in benchmarks/results.
+bench: $(VENV)/bench-installed
+	@$(BIN)/python benchmarks/run.py $(BENCH)
 
 # The demo needs none of the tools that the tests need.
 $(VENV)/demo-installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist -name '*.py')

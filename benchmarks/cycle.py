@@ -70,7 +70,11 @@ async def run(stored: int, rounds: int) -> list[Row]:
             apps[name] = await application(
                 persistence, dict(documents(stored)), writes_through="documents" in name
             )
-        seconds = await side_by_side({name: cycle(app) for name, app in apps.items()}, rounds)
+        seconds = await side_by_side(
+            {name: cycle(app) for name, app in apps.items()},
+            rounds,
+            [name for name in apps if name.startswith("Pickle")],
+        )
         for app in apps.values():
             await app.shutdown()
     documents_figure = ratio(seconds, "kvpersist, documents", "the limit")

@@ -101,7 +101,7 @@ async def run() -> list[Row]:
         )
         memory = {
             how: int(
-                subprocess.run(  # noqa: S603, ASYNC221
+                subprocess.run(  # noqa: S603
                     [sys.executable, __file__, how, path / "bot.db"],
                     check=True,
                     capture_output=True,
@@ -148,7 +148,7 @@ async def kept(path: Path) -> dict[int, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:  # noqa: PLR2004
+    if len(sys.argv) == 3:
         print(memory_of(sys.argv[1], Path(sys.argv[2])))
     else:
         report(asyncio.run(run()))

@@ -85,9 +85,7 @@ def table(rows: list[Row]) -> str:
         goal = row.goal.replace("<=", "≤").replace(">=", "≥")
         figure = "" if row.figure is None else f"{row.figure:.2f} {row.unit}"
         verdict = {True: "yes", False: "**no**", None: ""}[row.is_reached]
-        lines.append(
-            f"| {row.work} | {goal} | {figure} | {' '.join((verdict, row.note)).strip()} |"
-        )
+        lines.append(f"| {row.work} | {goal} | {figure} | {f'{verdict} {row.note}'.strip()} |")
     return "\n".join(lines)
 
 

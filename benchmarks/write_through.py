@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
+import orjson
 from contenders import PUT, Nothing, application, connect, kvpersist_at
 from measure import Row, document, folder, ratio, report, side_by_side, summary
 from telegram import Chat, Message, Update, User
@@ -19,16 +22,18 @@ UPDATES = 200
 CHATS = 50
 App = Application[Any, Any, Any, Any, Any, Any]
 Turn = Callable[[int], Awaitable[float]]
+_NOW = datetime.now(timezone.utc)
 
 
 def updates() -> list[Update]:
     """Return messages of 50 chats."""
-    return [
-        Update(
-            at, Message(at, None, Chat(at % CHATS + 1, "private"), User(at % CHATS + 1, "P", False))
-        )  # type: ignore[arg-type]
-        for at in range(UPDATES)
-    ]
+    return [update(at, at % CHATS + 1) for at in range(UPDATES)]
+
+
+def update(number: int, chat_id: int) -> Update:
+    """Return a message."""
+    sender = User(chat_id, "P", is_bot=False)
+    return Update(number, Message(number, _NOW, Chat(chat_id, "private"), sender))
 
 
 async def change(_: Update, context: Any) -> None:
@@ -82,36 +87,31 @@ def at_a_time(app: App, number: int) -> Turn:
     return turn
 
 
-async def smallest(path: Path) -> Turn:
+async def smallest(path: Path) -> tuple[Turn, aiosqlite.Connection]:
     """Return a turn: the smallest possible, one hop and one transaction of one row an update.
 
     aiosqlite's thread, which is faster than an executor's, runs BEGIN, the row and COMMIT in one
     call. There is no bot in it.
     """
-    connection = connect(path)
-    data = document(1)
-    text = __import__("orjson").dumps(data).decode()
+    connect(path).close()
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = FULL")
+    thread = await aiosqlite.connect(":memory:")
+    hop: Any = thread._execute  # noqa: SLF001  exactly one hop
+    text = orjson.dumps(document(1)).decode()
 
     def transaction(at: int) -> None:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(PUT, (f"chat/{at % CHATS}", text, at))
         connection.execute("COMMIT")
 
-    connection.close()
-    connection = connect(path)
-    other = await aiosqlite.connect(":memory:")
-
     async def turn(_: int) -> float:
-        nonlocal connection
         start = time.perf_counter()
         for at in range(UPDATES):
-            await other._execute(transaction, at)  # noqa: SLF001  exactly one hop
+            await hop(transaction, at)
         return (time.perf_counter() - start) / UPDATES
 
-    turn.__dict__["close"] = other.close
-    connection = __import__("sqlite3").connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = FULL")
-    return turn
+    return turn, thread
 
 
 async def run() -> list[Row]:
@@ -121,16 +121,15 @@ async def run() -> list[Row]:
             await bot(path / "read.db", look),
             await bot(None, look),
         )
-        hop = await smallest(path / "smallest.db")
+        hop, thread = await smallest(path / "smallest.db")
         bare_turn = one_after_the_other(bare)
-        data = document(1), {}, {}
+        data: list[dict[str, Any]] = [document(1), {}, {}]
 
         async def copies(_: int) -> float:
             start = time.perf_counter()
             for _ in range(UPDATES):
-                deepcopy(data[0])
-                deepcopy(data[1])
-                deepcopy(data[2])
+                for one in data:
+                    deepcopy(one)
             return (time.perf_counter() - start) / UPDATES
 
         seconds = await side_by_side(
@@ -143,7 +142,7 @@ async def run() -> list[Row]:
                 "deepcopy of the documents": copies,
             }
         )
-        await hop.__dict__["close"]()
+        await thread.close()
         for app in (writing, reading, bare):
             await app.shutdown()
     smallest_possible = [

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from kvpersist import (
 )
 from kvpersist import application as application_module
 from kvpersist.callback_cache import watch
+from kvpersist.documents import handing_over
 from kvpersist.rows import Rows
 
 
@@ -96,6 +97,12 @@ def counting(name: str) -> Any:
         context.chat_data["count"] = context.chat_data.get("count", 0) + 1
 
     return CommandHandler(name, count)
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Let every task run until something has happened."""
+    while not happened():  # noqa: ASYNC110  the bot says nothing when it does
+        await asyncio.sleep(0)
 
 
 async def settle() -> None:
@@ -197,8 +204,7 @@ async def test_a_concurrent_update_is_looked_at_once(store: WatchedStore) -> Non
     async with running(store, text(remember), concurrent_updates=8) as bot:
         update = Update.de_json(text_update("x"), bot.app.bot)
         await bot.app.update_queue.put(update)
-        while len(store.commits) < 1:
-            await asyncio.sleep(0)
+        await until(lambda: len(store.commits) > 0)
         await settle()
         assert len(store.commits) == 1
         assert not any(task.get_name() == "kvpersist:write-through" for task in asyncio.all_tasks())
@@ -233,8 +239,7 @@ async def test_a_handler_that_does_not_block_is_written_when_it_is_done(
         await bot.say("/slow")
         assert rows(store) == {}
         go_on.set()
-        while "chat/1" not in rows(store):
-            await asyncio.sleep(0)
+        await until(lambda: "chat/1" in rows(store))
         assert rows(store)["chat/1"] == b'{"slow":"done"}'
 
 
@@ -248,8 +253,7 @@ async def test_what_a_job_changed_is_written_when_it_is_done(store: WatchedStore
     async with running(store, jobs=True) as bot:
         assert bot.app.job_queue is not None
         await bot.app.job_queue.run_once(tick, when=3600, chat_id=5, user_id=6).run(bot.app)
-        while "user/6" not in rows(store):
-            await asyncio.sleep(0)
+        await until(lambda: "user/6" in rows(store))
         assert rows(store)["chat/5"] == b'{"ticks":1}'
 
 
@@ -282,8 +286,7 @@ async def test_data_moves_with_a_chat_at_once(store: WatchedStore) -> None:
     async with running(store, text(remember)) as bot:
         await bot.say("x")
         bot.app.migrate_chat_data(old_chat_id=1, new_chat_id=-2)
-        while "chat/1" in rows(store):
-            await asyncio.sleep(0)
+        await until(lambda: "chat/1" not in rows(store))
         assert rows(store)["chat/-2"] == b'{"said":["x"]}'
         moved = text_update("x", chat_id=-2, migrate_to_chat_id=-3)
         bot.app.migrate_chat_data(message=Message.de_json(moved["message"], bot.app.bot))
@@ -305,8 +308,7 @@ async def test_data_of_others_is_written_when_it_is_marked(store: WatchedStore) 
         bot.app.chat_data[8]["later"] = 1
         bot.app.mark_data_for_update_persistence(chat_ids=8)
         bot.app.mark_data_for_update_persistence(chat_ids=9)
-        while rows(store)["chat/8"] == b"{}":
-            await asyncio.sleep(0)
+        await until(lambda: rows(store)["chat/8"] != b"{}")
 
 
 def test_what_is_marked_before_the_bot_runs_is_written_when_it_does(store: WatchedStore) -> None:
@@ -345,7 +347,7 @@ async def test_a_step_of_a_conversation_is_part_of_the_update(store: WatchedStor
 async def test_buttons_are_part_of_the_update(store: WatchedStore) -> None:
     """A button that was sent by a handler works after the bot was killed."""
 
-    async def ask(_: Update, context: Any) -> None:
+    async def ask(_: Update, __: Any) -> None:
         await bot.ask(("data",))
 
     async with running(store, CommandHandler("ask", ask), arbitrary_callback_data=True) as bot:
@@ -375,6 +377,18 @@ async def test_a_value_that_cannot_be_stored_is_told_once_and_stops_nobody(
         del bot.app.chat_data[1]["bad"]
         await bot.say("y")
         assert rows(store)["chat/1"] == b'{"said":["x","y"]}'
+
+
+async def test_a_button_that_cannot_be_stored_is_told(store: WatchedStore) -> None:
+    """The other keyboards of the update are written."""
+    async with running(store, ANY, arbitrary_callback_data=True) as bot:
+        await bot.ask(object())
+        await bot.ask("fine")
+        await bot.say("x")
+        assert sum(key.startswith("callback/") for key in rows(store)) == 1
+        (error,) = bot.errors
+        assert isinstance(error, EncodeError)
+        bot.errors.clear()
 
 
 async def test_a_store_that_refuses_is_told_to_the_error_handlers(store: WatchedStore) -> None:
@@ -523,6 +537,7 @@ class Slotted(Document[str, Any]):
     """A document with a slot."""
 
     __slots__ = ("note",)
+    note: list[int]
 
 
 class Stateful(Document[str, Any]):
@@ -546,8 +561,8 @@ def test_a_document_is_a_dict() -> None:
     for other in (
         copy.copy(document),
         copy.deepcopy(document),
-        pickle.loads(pickle.dumps(document)),
-    ):  # noqa: S301
+        pickle.loads(pickle.dumps(document)),  # noqa: S301  its own
+    ):
         assert other == document
         assert type(other) is Document
         assert other is not document
@@ -573,7 +588,7 @@ def test_a_deep_copy_of_a_document_knows_itself_and_its_attributes() -> None:
 def test_a_document_inside_of_another_value_is_copied_as_usual() -> None:
     """Only what the application itself holds is handed over."""
     document: Document[str, Any] = Document(a=1)
-    with application_module.handing_over():
+    with handing_over():
         assert type(copy.deepcopy([document])[0]) is Document
         assert type(copy.deepcopy(document)) is not Document
 

@@ -146,7 +146,10 @@ class SqliteStore:
         opened.applying = opened.loop.create_future()
         try:
             # One call, and so one hop to the thread: see FileConnection.executemany.
-            await opened.writer.execute_many(_APPLY, [removes, puts])
+            if None in changes.values():
+                await opened.writer.execute_many(_APPLY, [removes, puts])
+            else:
+                await opened.writer.execute_many(_PUT, [puts])
         except (sqlite3.Error, ValueError) as error:
             if "locked" in str(error):
                 reason = f"{self.path}: {error}; end the other program's transaction"
