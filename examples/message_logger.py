@@ -2,7 +2,7 @@
 
 With a token from @BotFather this is a real Telegram bot:
 
-    pip install "kvpersist[demo]"
+    pip install ".[demo]"  # in a clone of kvpersist
     BOT_TOKEN=123:abc python message_logger.py
 
 Everything it knows is in `message_logger.db`; look into it while the bot runs:

@@ -248,8 +248,7 @@ class GroupCommit:
         self._keep_in_flight()
         interrupted = CancelledError("the commit was cancelled")
         _tell(waiting, dict.fromkeys(self._pending, interrupted))
-        if self._pending:
-            self._retry_later(interrupted)
+        self._retry_later(interrupted)
 
     async def _commit_pending(self) -> Refused:
         """Write what is pending; return the rows that were refused, and why.
@@ -318,7 +317,7 @@ class GroupCommit:
             "could not write, next try in %g s, rows that are kept: %d: %s",
             self._retry_delay,
             len(self._pending),
-            error,
+            error.reason if isinstance(error, WriteError) else error,
         )
         loop = asyncio.get_running_loop()
         self._retry = loop.call_later(self._retry_delay, self._try_again)
@@ -340,7 +339,8 @@ def _is_unavailable(refused: Refused) -> bool:
 
 def _write_error(keys: Collection[str], refused: Refused) -> WriteError:
     cause = next(iter(refused.values()))
-    error = WriteError(f"not written, but kept and tried again: {cause}", keys=keys)
+    reason = cause.reason if isinstance(cause, WriteError) else cause
+    error = WriteError(f"not written, but kept and tried again: {reason}", keys=keys)
     error.__cause__ = cause
     return error
 

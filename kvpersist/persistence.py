@@ -94,13 +94,16 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         types: Collection[type | Named] = (),
         progress: Progress | None = None,
     ) -> None:
-        if not update_interval > 0:
+        if not isinstance(update_interval, int | float) or not update_interval > 0:
             raise ConfigurationError(
                 f"update_interval must be more than 0 seconds, not {update_interval!r}: at 0 "
                 "python-telegram-bot keeps a processor core busy; 0.1 is short enough"
             )
+        _check("store_data", store_data, PersistenceInput)
+        _check("context_types", context_types, ContextTypes)
         super().__init__(store_data=store_data, update_interval=update_interval)
-        self.store = store if isinstance(store, Store) else SqliteStore(store)
+        is_store = isinstance(store, Store) and not isinstance(store, type)
+        self.store = cast("Store", store) if is_store else SqliteStore(cast("str", store))
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
         self.rows = Rows(self.store, self.codec, progress)
@@ -342,3 +345,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _running_bot(self) -> Bot | None:
         return self.bot
+
+
+def _check(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__name__}, not {value!r}")

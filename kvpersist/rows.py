@@ -97,7 +97,11 @@ class Rows:
         async with self.reading():
             async for page in self.pages(prefix):
                 for key, text in page:
-                    take(key, self.decode(key, text))
+                    value = self.decode(key, text)
+                    if self.encode(key, value) != text:
+                        with naming(key):
+                            self.codec.check(text)
+                    take(key, value)
                     self.commits.remember(key, text)
 
     def _take_page(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, closing
 from itertools import count
 from pathlib import Path
@@ -24,6 +24,7 @@ from telegram.ext import (
 )
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, Store
+from kvpersist.codec import Named
 
 IDS = [1, -1001234567890, 2**62 + 1, -(2**63), 2**63 - 1]
 """Ids of chats: private ones, groups, and the largest that there can be."""
@@ -67,8 +68,9 @@ class PickleStorage:
 class MemoryStorage:
     """kvpersist on a store that a test can look into: `rows`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *types: type | Named) -> None:
         self.store = MemoryStore()
+        self.types = types
 
     @property
     def rows(self) -> dict[str, bytes]:
@@ -87,7 +89,7 @@ class MemoryStorage:
         store_data: PersistenceInput | None = None,
         context_types: ContextTypes[Any, Any, Any, Any] | None = None,
     ) -> KVPersistence[Any, Any, Any]:
-        return _kvpersistence(self.store, store_data, context_types)
+        return _kvpersistence(self.store, store_data, context_types, self.types)
 
     async def crash(self, _persistence: BasePersistence[Any, Any, Any]) -> None:
         rows = dict(self.rows)
@@ -98,8 +100,9 @@ class MemoryStorage:
 class SqliteStorage:
     """kvpersist on a SQLite file; `rows` and `write` go past it, as other programs do."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *types: type | Named) -> None:
         self.path = folder / "bot.db"
+        self.types = types
         self._crashes = count(1)
 
     @property
@@ -128,7 +131,7 @@ class SqliteStorage:
         store_data: PersistenceInput | None = None,
         context_types: ContextTypes[Any, Any, Any, Any] | None = None,
     ) -> KVPersistence[Any, Any, Any]:
-        return _kvpersistence(SqliteStore(self.path), store_data, context_types)
+        return _kvpersistence(SqliteStore(self.path), store_data, context_types, self.types)
 
     async def crash(self, persistence: BasePersistence[Any, Any, Any]) -> None:
         """Go on with copies of the files as they are now, before anything is closed."""
@@ -151,11 +154,14 @@ def _kvpersistence(
     store: Store,
     store_data: PersistenceInput | None,
     context_types: ContextTypes[Any, Any, Any, Any] | None,
+    types: Collection[type | Named],
 ) -> KVPersistence[Any, Any, Any]:
-    if context_types is None:
-        return KVPersistence(store, store_data=store_data, update_interval=NEVER)
     return KVPersistence(
-        store, store_data=store_data, update_interval=NEVER, context_types=context_types
+        store,
+        store_data=store_data,
+        update_interval=NEVER,
+        context_types=context_types or ContextTypes(),
+        types=types,
     )
 
 

@@ -187,6 +187,7 @@ async def test_a_closed_store_says_so(bot_db: Path) -> None:
         await store.apply({"bot": b"1"})
 
 
+KEYBOARD = '{"position": 1, "access_time": 1.5, "buttons": {"b": %s}, "queries": {}}'
 BAD_ROWS = {
     "broken JSON": ("chat/1", '{"n": ', "not valid JSON"),
     "no object": ("chat/1", "[1]", "a list where ContextTypes says dict"),
@@ -196,10 +197,21 @@ BAD_ROWS = {
     "a user that is none": ("user/", "{}", "'' is not the id of a user"),
     "broken bot_data": ("bot", "}", "not valid JSON"),
     "no keyboard": ("callback/k", '{"queries": [1]}', "not a keyboard"),
+    "a keyboard that is written otherwise": ("callback/a%2db", '{"queries": {}}', "not the key of"),
+    "a keyboard that is no text": ("callback/%ff", '{"queries": {}}', "not the key of a keyboard"),
+    "an id without end": ("chat/" + "9" * 5000, "{}", "is not the id of a chat"),
     "half a keyboard": ("callback/k", '{"queries": {}, "buttons": {}}', "not a keyboard"),
+    "a key that cannot be one": ("conversation/order/[[1]]", "0", "not the key of a conversation"),
     "no list": ("conversation/order/1", "0", "not the key of a conversation"),
     "a key that is written otherwise": ("conversation/order/[1, 2]", "0", "not the key"),
     "a key that is no JSON": ("conversation/order/[1", "0", "not valid JSON"),
+    "a number that JSON readers round": ("user/1", '{"n": 18446744073709551616}', "64 bits"),
+    "a rounded number in bot_data": ("bot", '{"n": [-9223372036854775809]}', "64 bits"),
+    "a rounded number in a state": ("conversation/order/[1]", "36893488147419103232", "64 bits"),
+    "a rounded number of a button": ("callback/k", KEYBOARD % "36893488147419103232", "64 bits"),
+    "a name that occurs twice": ("chat/1", '{"a": 1, "b": {"c": 1, "c": 1}}', "have the name 'c'"),
+    "one twice in a state": ("conversation/order/[1]", '{"a": 1, "a": 2}', "have the name 'a'"),
+    "one twice in a button": ("callback/k", KEYBOARD % '{"a": 1, "a": 1}', "have the name 'a'"),
     "a state that is no JSON": ("conversation/order/[1]", "PHOTO", "not valid JSON"),
 }
 

@@ -467,6 +467,9 @@ async def test_a_write_right_after_a_cancelled_commit_is_made(
     committer.add_done_callback(
         lambda _: again.append(asyncio.ensure_future(commits.write({"chat/2": b"2"})))
     )
+    committer.add_done_callback(
+        lambda ended: asyncio.get_running_loop().call_soon(commits._end_committer, ended)
+    )
     committer.cancel()
     with pytest.raises(WriteError, match="cancelled"):
         await write

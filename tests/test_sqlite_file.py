@@ -18,14 +18,17 @@ from pathlib import Path
 import pytest
 
 from kvpersist import (
+    ConfigurationError,
     KVPersistence,
     KVPersistError,
+    MemoryStore,
     NewerSchemaError,
     NotAStoreError,
     OpenError,
     SqliteStore,
     StoreInUseError,
 )
+from kvpersist.stores import sqlite_file
 
 APPLICATION_ID = 0x6B767073
 DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
@@ -205,6 +208,19 @@ def foreign_with_log(path: Path) -> None:
     assert killed.returncode == -9
 
 
+def foreign_with_journal(path: Path) -> None:
+    """Make another application's database in which a transaction was cut off."""
+    killed = run(
+        f"import sqlite3; c = sqlite3.connect({str(path)!r}, isolation_level=None)\n"
+        "c.execute('CREATE TABLE t (x)'); c.execute('INSERT INTO t VALUES (1)')\n"
+        "c.execute('PRAGMA cache_size = 1'); c.execute('PRAGMA cache_spill = 1')\n"
+        "c.execute('BEGIN'); c.execute('UPDATE t SET x = 2')\n"
+        "c.executemany('INSERT INTO t VALUES (?)', [('x' * 4000,)] * 500)\n" + DIE
+    )
+    assert killed.returncode == -9
+    assert path.with_name("bot.db-journal").stat().st_size > 0
+
+
 def newer(path: Path) -> None:
     """Make a database of a kvpersist to come."""
     with closing(sqlite3.connect(path)) as connection:
@@ -224,6 +240,7 @@ def without_table(path: Path) -> None:
         (not_sqlite, NotAStoreError, "not a SQLite file"),
         (foreign, NotAStoreError, "another program's"),
         (foreign_with_log, NotAStoreError, "another program's"),
+        (foreign_with_journal, NotAStoreError, "another program's"),
         (newer, NewerSchemaError, "schema 2"),
         (without_table, OpenError, "no table documents"),
     ],
@@ -388,6 +405,50 @@ def test_a_loop_that_ends_while_the_file_is_opened_leaves_nothing(
         assert has_closed.wait(60)
 
 
+async def test_a_file_that_cannot_be_opened_for_reading_is_given_back(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection for writing, which was open already, is closed, and the lock released."""
+    with pytest.raises(OpenError, match="cannot be opened"):
+        await asyncio.to_thread(sqlite_file.open_reader, str(bot_db), 0)
+
+    def fail(*_: object) -> sqlite3.Connection:
+        raise OpenError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_reader", fail)
+        with pytest.raises(OpenError, match="too many"):
+            await SqliteStore(bot_db).open()
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+
+
+async def test_an_opening_that_fails_after_it_was_cancelled_is_over(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the error any more, and nobody is told."""
+    may_fail = threading.Event()
+
+    def fail_late(*_: object) -> sqlite3.Connection:
+        assert may_fail.wait(60)
+        raise OpenError("too late")
+
+    before = asyncio.all_tasks()
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_file", fail_late)
+        opening = asyncio.ensure_future(SqliteStore(bot_db).open())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:open")
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        may_fail.set()
+        await asyncio.to_thread(thread.join)
+    await asyncio.sleep(0)
+
+
 class TestForgottenClose:
     """A bot that dies before flush."""
 
@@ -425,3 +486,41 @@ class TestForgottenClose:
 def test_a_path_shows_in_the_repr() -> None:
     """A log that shows a store shows which."""
     assert repr(SqliteStore("/data/bot.db")) == "SqliteStore('/data/bot.db')"
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ("", "is empty"),
+        ("~/bot.db", "expanduser"),
+        (":memory:", "MemoryStore"),
+        ("postgresql://localhost/bot", "postgresql URLs are not known"),
+        ("file:bot.db?mode=ro", "file URLs are not known"),
+        (b"bot.db", "a str or a Path"),
+        (None, "the methods of kvpersist.Store"),
+        (5, "the methods of kvpersist.Store"),
+        (MemoryStore, "this is <class .*MemoryStore"),
+    ],
+)
+def test_what_is_no_store_is_refused_at_once(store: object, words: str) -> None:
+    """A mistake in the constructor's first argument is told before any file is made."""
+    with pytest.raises(ConfigurationError, match=words):
+        KVPersistence(store)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"update_interval": None},
+        {"update_interval": "1"},
+        {"update_interval": 0},
+        {"update_interval": float("nan")},
+        {"store_data": {"chat_data": True}},
+        {"context_types": dict},
+    ],
+    ids=repr,
+)
+def test_other_wrong_arguments_are_refused_at_once(wrong: dict[str, object]) -> None:
+    """Each of them is named, with what was given."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        KVPersistence("bot.db", **wrong)  # type: ignore[call-overload]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
 from enum import Enum, Flag
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from kvpersist.codec.bases import Base, base_of
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder
 from kvpersist.codec.form import BASE, Form, qualified
@@ -17,14 +16,6 @@ from kvpersist.errors import ConfigurationError, EncodeError
 
 _POINTER: Final = tuple.__itemsize__
 _INHERITED: Final = ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
-
-
-class _Base(NamedTuple):
-    """How the builtin part of an object of a subclass is taken out, and put back."""
-
-    kind: type
-    take: Callable[[Any], Any]
-    make: Callable[[type, Any], Any]
 
 
 def adopt(kind: type, tag: str) -> Form:
@@ -41,13 +32,9 @@ def adopt(kind: type, tag: str) -> Form:
         return struct_form(kind, tag)
     if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
         return _named_tuple_form(kind, tag)
-    base = _base_of(kind)
+    base = base_of(kind)
     _check_protocol(kind, base.kind if base else object)
     return _subclass_form(kind, tag, base) if base else _object_form(kind, tag)
-
-
-def _base_of(kind: type) -> _Base | None:
-    return next((base for base in _BASES if issubclass(kind, base.kind)), None)
 
 
 def _check_protocol(kind: type, base: type) -> None:
@@ -85,7 +72,7 @@ def _object_form(kind: type, tag: str) -> Form:
     return Form(tag, state.encode, decode, (dict,))
 
 
-def _subclass_form(kind: type, tag: str, base: _Base) -> Form:
+def _subclass_form(kind: type, tag: str, base: Base) -> Form:
     state = State(kind)
 
     def encode(value: Any, encoder: Encoder) -> object:
@@ -144,66 +131,3 @@ def _enum_form(kind: type[Enum], tag: str) -> Form:
         return kind(payload)
 
     return Form(tag, encode, decode, (str, int))
-
-
-def _filled(
-    make: Callable[[type], Any], fill: Callable[[Any, Any], None]
-) -> Callable[[type, Any], Any]:
-    def restore(kind: type, items: Any) -> Any:
-        value = make(kind)
-        fill(value, items)
-        return value
-
-    return restore
-
-
-def _set_items(setter: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any], None]:
-    def fill(value: Any, items: dict[Any, Any]) -> None:
-        for key, item in items.items():
-            setter(value, key, item)
-
-    return fill
-
-
-def _fill_defaultdict(value: Any, items: defaultdict[Any, Any]) -> None:
-    defaultdict.__init__(value, items.default_factory, items)
-
-
-def _fill_deque(value: Any, items: deque[Any]) -> None:
-    deque.__init__(value, items, items.maxlen)
-
-
-def _take_defaultdict(value: Any) -> Any:
-    return defaultdict(value.default_factory, dict.copy(value))
-
-
-# None of these calls a method that a subclass may have changed.
-_BASES: Final = (
-    _Base(
-        OrderedDict,
-        lambda value: OrderedDict(
-            zip(OrderedDict.keys(value), OrderedDict.values(value), strict=True)
-        ),
-        _filled(OrderedDict.__new__, _set_items(OrderedDict.__setitem__)),
-    ),
-    _Base(defaultdict, _take_defaultdict, _filled(defaultdict.__new__, _fill_defaultdict)),
-    _Base(
-        Counter,
-        lambda value: Counter(dict.copy(value)),
-        _filled(dict.__new__, _set_items(dict.__setitem__)),
-    ),
-    _Base(dict, dict.copy, _filled(dict.__new__, dict.update)),
-    _Base(list, list.copy, _filled(list.__new__, list.extend)),
-    _Base(
-        deque,
-        lambda value: deque(deque.__iter__(value), deque.maxlen.__get__(value)),
-        _filled(deque.__new__, _fill_deque),
-    ),
-    _Base(set, lambda value: set().union(value), _filled(set.__new__, set.update)),
-    _Base(frozenset, lambda value: frozenset().union(value), frozenset.__new__),
-    _Base(tuple, lambda value: tuple.__getitem__(value, slice(None)), tuple.__new__),
-    _Base(str, str.__str__, str.__new__),
-    _Base(bytes, lambda value: bytes.__getitem__(value, slice(None)), bytes.__new__),
-    _Base(int, int.__int__, int.__new__),
-    _Base(float, float.__float__, float.__new__),
-)

@@ -150,9 +150,9 @@ class Codec:
         bits, which becomes a float, and two members of one name, of which the last one counts.
 
         Raises:
-            DecodeError: There is such a thing; or `decode` raises it.
+            DecodeError: There is such a thing, or `text` is no JSON.
         """
-        self.decode(text)
+        _loaded(text)
         try:
             json.loads(text, parse_int=_checked_int, object_pairs_hook=_checked_members)
         except RecursionError as error:  # pragma: no cover  newer Pythons have room for 1000 levels

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import MemberDescriptorType
 from typing import Any, Final, TypeAlias
 
+from kvpersist.codec.bases import base_of
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder, asked
 from kvpersist.codec.form import BASE
@@ -31,13 +31,6 @@ _GENERATED: Final = {
     ("attr._make", "slots_setstate"),
 }
 """Hooks that a class has only because pickle once did not know slots; they add nothing."""
-
-_MUTABLE: Final[dict[Any, Callable[[Any, Any], None]]] = {
-    dict: dict.update,
-    set: set.update,
-    list: list.extend,
-    deque: deque.extend,
-}
 
 
 class State:
@@ -77,6 +70,8 @@ class State:
         """
         if _STATE in payload:
             self._set_any(value, decoder.value(payload.pop(_STATE)))
+        elif BASE in payload:
+            raise ValueError(f"{type(value).__qualname__} derives from no builtin type any more")
         elif self._set is not None:
             self._set(value, self._as_pickle_has_it(decoder.members(payload)))
         else:
@@ -126,6 +121,8 @@ class State:
         # Without the hook pickle takes the attributes, or two dicts: those without slots first.
         for attributes in state if type(state) is tuple else (state,):
             if attributes is not None:
+                if _STATE in attributes or BASE in attributes:
+                    raise ValueError(f"{_STATE} and {BASE} are no attributes")
                 self._put(value, attributes)
 
     def _as_pickle_has_it(self, attributes: dict[str, Any]) -> object:
@@ -137,21 +134,20 @@ class State:
 
 def become(value: Any, other: Any) -> None:
     """Give `value` the items and attributes of `other`, an object of the same class."""
-    for base, take_up in _MUTABLE.items():
-        if isinstance(value, base):
-            base.clear(value)
-            take_up(value, other)
+    if (base := base_of(type(value))) and base.fill:
+        part = base.take(other)
+        base.kind.clear(value)  # type: ignore[attr-defined]
+        base.fill(value, part)
     if type(value).__dictoffset__ != 0:
+        attributes = vars(other).copy()
         vars(value).clear()
-        vars(value).update(vars(other))
+        vars(value).update(attributes)
     for _, slot in slots(type(value)):
         try:
             slot.__set__(value, slot.__get__(other))
         except AttributeError:  # noqa: PERF203  a slot may be empty
             with suppress(AttributeError):
                 slot.__delete__(value)
-    for name in getattr(type(value), "__struct_fields__", ()):
-        setattr(value, name, getattr(other, name))
 
 
 def slots(kind: type) -> Iterator[tuple[str, MemberDescriptorType]]:

@@ -46,7 +46,7 @@ class FileLock:
 _HELD: WeakSet[FileLock] = WeakSet()
 
 
-def _release_in_child() -> None:
+def _release_in_child() -> None:  # pragma: no cover  a forked child is not measured
     """Close a forked child's copies, or the lock would stay for as long as the child lives."""
     for lock in list(_HELD):
         lock.release()

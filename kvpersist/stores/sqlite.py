@@ -261,9 +261,15 @@ class _Opened:
 
 
 def _name(path: str | PathLike[str]) -> str:
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise ConfigurationError(f"the path of a file must be a str or a Path, not {path!r}")
+    if not isinstance(path, str | PathLike) or not isinstance(name := os.fspath(path), str):
+        raise ConfigurationError(
+            f"a store is the path of a file, a str or a Path, or an object with the methods of "
+            f"kvpersist.Store; this is {path!r}"
+        )
+    if not name:
+        raise ConfigurationError("the path of the file is empty; is a variable not set?")
+    if name.startswith("~"):
+        raise ConfigurationError(f"nobody replaces the ~ of {name}; use Path(…).expanduser()")
     if name == ":memory:":
         raise ConfigurationError("a database in memory keeps nothing; give MemoryStore() for tests")
     if "://" in name or name.startswith("file:"):

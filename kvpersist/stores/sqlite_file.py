@@ -111,7 +111,7 @@ def open_file(name: str, busy_timeout: float) -> FileConnection:
             ownership.release()
             raise
     except (sqlite3.Error, OSError, ValueError) as error:
-        raise OpenError(f"{name} cannot be opened: {error}") from error
+        raise OpenError(f"{name} cannot be opened: {error}; name a file on a local disk") from error
 
 
 def open_reader(name: str, busy_timeout: float) -> sqlite3.Connection:
@@ -150,7 +150,10 @@ def _is_new(path: Path, busy_timeout: float) -> bool:
             objects = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
     except sqlite3.DatabaseError as error:
         if "not a database" in str(error):
-            raise NotAStoreError(f"{path} is not a SQLite file; name another file") from error
+            raise NotAStoreError(
+                f"{path} is not a SQLite file, nor one of kvpersist's (PicklePersistence's files "
+                "are none); name another file"
+            ) from error
         raise
     if pages == 0:
         return True
@@ -238,8 +241,7 @@ def _create_private(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        if path.stat().st_size == 0:
-            path.chmod(0o600)
+        path.chmod(0o600)
         return
     try:
         os.fchmod(descriptor, 0o600)  # whatever the umask took away

@@ -1,8 +1,9 @@
-"""Classes that bots might have, one strategy for every supported value, and a checker of its own."""
+"""Classes that bots might have, one strategy for every supported value, and an own checker."""
 
 from __future__ import annotations
 
 import enum
+import math
 import re
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -18,7 +19,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID, SafeUUID
@@ -179,6 +180,8 @@ class Window(deque[Any]):
 
 
 class Plain:
+    a: Any
+
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
 
@@ -277,6 +280,15 @@ def with_attributes(value: Any, attributes: dict[str, Any]) -> Any:
 
 class Zone(tzinfo):
     """A time zone of the user's."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        return timedelta(hours=1)
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> str:
+        return "user's"
 
 
 # ------------------------------------------------------------------------------------- the strategy
@@ -443,20 +455,13 @@ def same(left: Any, right: Any) -> bool:
         return False
     if kind is float:
         return struct.pack("d", left) == struct.pack("d", right) or (
-            left != left and right != right
+            math.isnan(left) and math.isnan(right)
         )
     for kinds, parts in _PARTS.items():
         if kind in kinds:
             return _all_same(parts(left), parts(right))
-    if isinstance(left, enum.Enum | type):
-        return left is right
-    if kind in _ATOMS:
+    if isinstance(left, enum.Enum | type) or kind in _ATOMS:
         return bool(left == right)
-    if kind is Connection or kind is Plain:
-        return same(
-            left.__getstate__() if kind is Connection else vars(left),
-            right.__getstate__() if kind is Connection else vars(right),
-        )
     return _all_same(_as_pickle_does(left), _as_pickle_does(right))
 
 
@@ -508,6 +513,8 @@ _PARTS: dict[tuple[type, ...], Any] = {
     (MappingProxyType,): lambda value: [value | {}, *map(list, value.items())],
     (deque,): lambda value: [value.maxlen, *value],
     (set, frozenset): _in_order,
+    (Plain,): lambda value: [vars(value)],
+    (Connection,): lambda value: [value.host],
     (Tags, Rights): lambda value: [*_in_order(value), vars(value)],
     (SimpleNamespace,): lambda value: [vars(value)],
     (complex,): lambda value: [value.real, value.imag],

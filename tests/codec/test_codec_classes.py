@@ -178,7 +178,7 @@ def test_no_constructor_is_called() -> None:
 
 
 def test_struct_is_made_by_calling_it() -> None:
-    """msgspec has no other way; its `__post_init__` runs, as documented."""
+    """There is no other way with msgspec; its `__post_init__` runs, as documented."""
 
     class Struct(msgspec.Struct):
         a: int
@@ -210,6 +210,7 @@ def test_hooks_of_pickle_are_called() -> None:
 
     class SlotSetter:
         __slots__ = ("a", "b", "seen")
+        a: int
 
         def __setstate__(self, state: Any) -> None:
             self.seen = state

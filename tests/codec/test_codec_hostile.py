@@ -25,15 +25,14 @@ def decodes_or_refuses(text: bytes) -> None:
     try:
         value = CODEC.decode(text)
         CODEC.check(text)
-    except DecodeError as error:
-        assert str(error)
+    except DecodeError:
         return
     CODEC.encode(value)
 
 
 def mutated(text: bytes, seed: int) -> bytes:
     """Replace, remove, repeat or insert some bytes."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311  nothing is kept secret
     result = bytearray(text)
     for _ in range(chance.randint(1, 3)):
         at = chance.randrange(len(result) + 1)
@@ -122,6 +121,9 @@ def test_any_bytes_are_read_or_refused(text: bytes) -> None:
         (b'{"$:Access":64}', "cannot read $:Access"),
         (b'{"$:Pair":{}}', "cannot read $:Pair"),
         (b'{"$:Cart":{"$base":[]}}', "must hold a dict"),
+        (b'{"$:Plain":{"$base":{}}}', "derives from no builtin type"),
+        (b'{"$:Plain":{"$state":{"$state":1,"a":2}}}', "are no attributes"),
+        (b'{"$:Plain":{"$state":{"$base":1,"a":2}}}', "are no attributes"),
         (b'{"$:money":3}', "cannot read $:money"),
         (b'{"$telegram.Bot":null}', "no bot is running"),
         (b'{"$eval":"1"}', "is not known"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dtm
+import datetime as dt
 import inspect
 import pickle
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -18,17 +19,17 @@ from kvpersist.errors import DecodeError, EncodeError
 from kvpersist.telegram_objects import TelegramObjects
 
 BOT = ExtBot("1:x")
-UTC = dtm.timezone.utc
+UTC = dt.timezone.utc
 CHAT = telegram.Chat(1, "private")
 USER = telegram.User(2, "Ada", is_bot=False)
 MESSAGE = telegram.Message(
     5,
-    dtm.datetime(2026, 1, 2, tzinfo=UTC),
+    dt.datetime(2026, 1, 2, tzinfo=UTC),
     CHAT,
     from_user=USER,
     text="hi",
     entities=[telegram.MessageEntity("bold", 0, 2)],
-    location=telegram.Location(1.5, 2.5, live_period=dtm.timedelta(seconds=60)),
+    location=telegram.Location(1.5, 2.5, live_period=dt.timedelta(seconds=60)),
     api_kwargs={"new_field": {"a": (1,)}},
 )
 CLASSES = sorted(
@@ -69,8 +70,8 @@ def state(value: Any) -> Any:
 def example(kind: type, attempt: int) -> Any:
     """Make an object of some values that its constructor accepts, or give up."""
     candidates: list[Any] = [
-        *(1, "text", True, USER, (USER,), 1.5, dtm.datetime(2026, 1, 2, tzinfo=UTC)),
-        *(dtm.timedelta(seconds=9), None, CHAT, ()),
+        *(1, "text", True, USER, (USER,), 1.5, dt.datetime(2026, 1, 2, tzinfo=UTC)),
+        *(dt.timedelta(seconds=9), None, CHAT, ()),
     ]
     arguments = {
         name: candidates[(at * 7 + attempt) % len(candidates)]
@@ -82,7 +83,7 @@ def example(kind: type, attempt: int) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return kind(**arguments, api_kwargs={"later": attempt} if attempt % 2 else None)
-    except Exception:
+    except Exception:  # noqa: BLE001  constructors raise what they like
         return None
 
 
@@ -160,10 +161,10 @@ def test_an_older_object_gets_new_attributes_and_keeps_old_ones() -> None:
     assert back == USER
     assert back.username is None
     assert dict(back.api_kwargs) == {"gone": (1,)}
-    new = b'{"$telegram.User":{"id":2,"first_name":"Ada","is_bot":false,"api_kwargs":{"username":"a"}}}'
+    new = old.replace(b'"gone":{"$tuple":[1]}', b'"api_kwargs":{"username":"a"}')
     assert codec().decode(new).username == "a"
-    voice = b'{"$telegram.Voice":{"file_id":"a","file_unique_id":"b","duration":{"$timedelta":[0,5,0]}}}'
-    assert codec().decode(voice)._duration == dtm.timedelta(seconds=5)
+    voice = b'{"$telegram.Voice":{"file_id":"a","duration":{"$timedelta":[0,5,0]}}}'
+    assert codec().decode(voice)._duration == dt.timedelta(seconds=5)
 
 
 def test_names_in_a_row_reach_nothing_but_attributes() -> None:
@@ -179,7 +180,7 @@ def test_a_class_of_the_users_that_derives_from_telegrams_is_listed() -> None:
     """Subclasses are never flattened, and have attributes of their own."""
 
     class Customer(telegram.User):
-        pass
+        rank: tuple[int, ...]
 
     customer = Customer(3, "Bob", is_bot=False)
     with customer._unfrozen():
@@ -208,8 +209,6 @@ def test_a_file_to_send_comes_back() -> None:
 
 def test_a_deep_copy_is_stored_like_the_object() -> None:
     """PTB hands over deep copies, in which nothing is what it was."""
-    from copy import deepcopy
-
     content = telegram.InputTextMessageContent("a")
     assert codec().encode(deepcopy(content)) == codec().encode(content)
     assert "parse_mode" not in codec().encode(content).decode()
