@@ -33,7 +33,7 @@ def persistences(path: Path, stored: int) -> dict[str, BasePersistence[Any, Any,
         "kvpersist": kvpersist_at(path / "bot.db"),
         "kvpersist, documents": kvpersist_at(path / "documents.db"),
     }
-    if stored <= 10_000:
+    if stored <= 1_000:
         contenders["PicklePersistence"] = pickle_at(path / "bot.pickle")
         contenders["PicklePersistence, single_file=False"] = pickle_at(
             path / "bots.pickle", single_file=False

@@ -24,7 +24,7 @@ from kvpersist import rows as rows_module
 from kvpersist.callback_data import KeyboardDocuments
 from kvpersist.plain import plain_text
 from kvpersist.stores import sqlite_watch
-from kvpersist.stores.sqlite_file import FileConnection
+from kvpersist.stores.sqlite_file import FileConnection, open_file
 
 
 class Word(str):
@@ -281,3 +281,11 @@ def test_the_documents_of_touched_keyboards_are_those_of_the_whole() -> None:
     change([], {"q1": None, "q2": None, "q3": "c"})
     assert rows["c"] == {"queries": {"q3": 6}}
     assert "a" not in rows
+
+
+async def test_a_connection_that_is_closed_twice_closes_its_files_once(tmp_path: Path) -> None:
+    """The number of a closed descriptor may be that of another file by then."""
+    connection = await asyncio.to_thread(open_file, str(tmp_path / "bot.db"), 1.0)
+    await asyncio.to_thread(connection.close)
+    await asyncio.to_thread(connection.close)
+    assert sqlite_watch._KEPT == []

@@ -88,8 +88,9 @@ class FileConnection(sqlite3.Connection):
         try:
             super().close()
         finally:
-            if self._wal_index is not None:
-                self._wal_index.close()
+            wal_index, self._wal_index = self._wal_index, None  # this may be called twice
+            if wal_index is not None:
+                wal_index.close()
             self._ownership.release()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from contextlib import suppress
 from typing import Final, cast
 
@@ -27,32 +28,33 @@ class WalIndex:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = os.open(f"{os.fspath(path)}-shm", os.O_RDONLY | os.O_CLOEXEC)
-        self._memory: mmap.mmap | None = None
+        self.file = os.open(f"{os.fspath(path)}-shm", os.O_RDONLY | os.O_CLOEXEC)
+        self.memory: mmap.mmap | None = None
         try:
-            self._memory = mmap.mmap(self._file, _HEADER, access=mmap.ACCESS_READ)
+            self.memory = mmap.mmap(self.file, _HEADER, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
             self.close()
             raise
 
     def header(self) -> bytes:
         """Return what differs after each commit."""
-        return cast("mmap.mmap", self._memory)[:_HEADER]
+        return cast("mmap.mmap", self.memory)[:_HEADER]
 
     def close(self) -> None:
-        """Let go of the file, as soon as nobody has it open any more.
+        """Let go of the file, as soon as nobody has it open any more. Call it once.
 
         Closing a descriptor of a file gives up all locks that this process has on it, also those of
         other connections (https://sqlite.org/howtocorrupt.html, 2.2). The last connection deletes
         the file; until then it stays open, and is looked after when the next one is closed.
         """
-        _KEPT.append(self)
-        for kept in list(_KEPT):
-            if os.fstat(kept._file).st_nlink == 0:  # noqa: SLF001  one of this class
+        with _LOCK:
+            _KEPT.append(self)
+            gone = [kept for kept in _KEPT if os.fstat(kept.file).st_nlink == 0]
+            for kept in gone:
                 _KEPT.remove(kept)
-                if kept._memory is not None:  # noqa: SLF001  likewise
-                    kept._memory.close()  # noqa: SLF001  likewise
-                os.close(kept._file)  # noqa: SLF001  likewise
+                if kept.memory is not None:
+                    kept.memory.close()
+                os.close(kept.file)
 
 
 def watch(path: str | os.PathLike[str]) -> WalIndex | None:
@@ -64,3 +66,5 @@ def watch(path: str | os.PathLike[str]) -> WalIndex | None:
 
 _KEPT: Final[list[WalIndex]] = []
 """Those that must not be closed yet: see `WalIndex.close`."""
+_LOCK: Final = threading.Lock()
+"""Connections are closed by threads of their own."""
