@@ -174,7 +174,7 @@ async def test_values_of_every_type_come_back_after_a_restart(
         (Stop("Ulm", date(2026, 1, 2)), frozenset({1, Stage.ITEM}), Decimal("1.50")),
         (None.__class__.__name__, 2**70, b"\0", datetime(2026, 1, 2, tzinfo=timezone.utc)),
     ],
-    ids=repr,
+    ids=range(7),
 )
 async def test_a_conversation_goes_on_in_a_state_of_any_type(
     typed: Storage, crash: bool, states: tuple[Any, ...]

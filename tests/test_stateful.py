@@ -499,9 +499,9 @@ def live(life: type[Life], examples: int) -> None:
 
 def test_whatever_happens_in_memory_the_next_run_finds_what_was_written() -> None:
     """Any order of PTB's calls, faults, edits, restarts and crashes loses and adds nothing."""
-    live(Life, 200)
+    live(Life, 100)
 
 
 def test_whatever_happens_on_a_file_the_next_run_finds_what_was_written() -> None:
     """The same holds on a SQLite file that is copied, log and all, when the bot crashes."""
-    live(LifeOnFile, 50)
+    live(LifeOnFile, 30)

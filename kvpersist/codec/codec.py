@@ -27,6 +27,8 @@ _PLAIN: Final[dict[type, Encode]] = {
     float: scalars.encode_float,
 }
 _PATH_LENGTH: Final = 200
+_DOLLAR: Final = ord("$")
+_BACKSLASH: Final = ord("\\")
 _MAX_INT: Final = 2**64 - 1
 _MIN_INT: Final = -(2**63)
 
@@ -138,8 +140,9 @@ class Codec:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise _no_json(error) from error
-        # Looking for one byte is by far the fastest search. A "$" may be written as an escape.
-        if (b"$" in text and b'"$' in text) or (b"\\" in text and b"\\u0024" in text):
+        # Looking for one byte, as an int, is by far the fastest search. A "$" may be written as an
+        # escape.
+        if (_DOLLAR in text and b'"$' in text) or (_BACKSLASH in text and b"\\u0024" in text):
             return Decoder(self._forms, _unknown).value(value)
         return value
 
@@ -169,8 +172,8 @@ class Codec:
         """
         if type(value) is not kind:
             raise EncodeError(
-                f"a {qualified(type(value))} where ContextTypes says {qualified(kind)}; "
-                "make them the same"
+                f"of type {qualified(type(value))}, where ContextTypes says {qualified(kind)}; "
+                "give KVPersistence the context_types= that the application has"
             )
         if (form := self._form_of(kind)) is None:
             return self.encode(value)
@@ -335,11 +338,14 @@ def _unknown(tag: str) -> DecodeError:
             "old name to the aliases of the class that it has become"
         )
     return DecodeError(
-        f"the tag {tag!r} is not known; a newer kvpersist, or a newer library, may know it"
+        f"the tag {tag!r} is not known; a newer kvpersist, or a newer library, may know it; else "
+        "mend or delete the row"
     )
 
 
 def _advice(kind: type) -> str:
+    if issubclass(kind, type):
+        return "keep the name of the class"
     try:
         classes.adopt(kind, "")
     except ConfigurationError:

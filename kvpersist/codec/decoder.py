@@ -6,6 +6,8 @@ What orjson returned belongs to nobody else, so it is changed in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from gc import get_referents
+from itertools import compress
 from typing import Any, Final, TypeAlias
 
 from kvpersist.codec.encoder import DEPTH_LIMIT, show_attribute, show_key
@@ -16,6 +18,9 @@ _LEVELS_READ: Final = DEPTH_LIMIT + 10
 """An encoder does not count the brackets of a container that holds plain values only."""
 _CONTAINERS: Final = frozenset({dict, list})
 _SHOWN_LENGTH: Final = 80
+_MANY: Final = 16
+_LOOK_AHEAD: Final = 1
+"""Down to this level arrays of many items are looked through as a whole before they are walked."""
 _TYPE_NAMES: Final[dict[type, str]] = {
     dict: "an object",
     list: "an array",
@@ -51,7 +56,9 @@ class Decoder:
 
     def items(self, items: list[Any]) -> list[Any]:
         """Put in place of each item of an array the value it stands for."""
-        if _CONTAINERS.isdisjoint(map(type, items)):
+        if _CONTAINERS.isdisjoint(map(type, items)) or (
+            len(items) >= _MANY and self._depth <= _LOOK_AHEAD and not has_tags(items)
+        ):
             return items
         self._enter()
         at = 0
@@ -115,7 +122,9 @@ class Decoder:
         """Return the value that is stored in this form."""
         if type(payload) not in form.payload:
             wanted = " or ".join(_TYPE_NAMES[kind] for kind in form.payload)
-            raise DecodeError(f"{form.tag} takes {wanted}, not {_shown(payload)}")
+            raise DecodeError(
+                f"{form.tag} takes {wanted}, not {_shown(payload)}; mend or delete the row"
+            )
         self._enter()
         try:
             value = form.decode(payload, self)
@@ -129,6 +138,11 @@ class Decoder:
     def _of_dict(self, members: dict[str, Any]) -> Any:
         if len(members) == 1:
             for name, payload in members.items():
+                if name == "$tuple" and type(payload) is list:  # by far the most frequent tag
+                    self._depth += 1
+                    value = tuple(self.items(payload))
+                    self._depth -= 1
+                    return value
                 if (form := self._forms.get(name)) is None:
                     if name[:1] == "$":
                         return self._escaped(name, payload)
@@ -152,6 +166,34 @@ class Decoder:
             raise DecodeError(f"nested more than {DEPTH_LIMIT} levels deep; mend or delete the row")
 
 
+def has_tags(container: Any) -> bool:
+    """Whether anywhere in what orjson has read there is an object that looks like a tag.
+
+    The garbage collector is asked for what all containers of one level hold, so that no step of
+    Python is needed for each value. orjson reads at most some 1000 levels.
+    """
+    containers = [container]
+    while containers:
+        if 1 in map(len, containers) and any(map(_looks_like_tag, containers)):
+            return True
+        values = get_referents(*containers)
+        kinds = [*map(type, values)]
+        containers = (
+            []
+            if _CONTAINERS.isdisjoint(kinds)
+            else [*compress(values, map(_CONTAINERS.__contains__, kinds))]
+        )
+    return False
+
+
+def _looks_like_tag(container: Any) -> bool:
+    return (
+        len(container) == 1
+        and type(container) is dict
+        and any(name[:1] == "$" for name in container)
+    )
+
+
 def pair(payload: object) -> list[Any]:
     """Return an array of two.
 
@@ -170,7 +212,8 @@ def _under(step: str, error: DecodeError) -> DecodeError:
 
 def _unreadable(form: Form, payload: object, error: Exception) -> DecodeError:
     return DecodeError(
-        f"cannot read {form.tag} of {_shown(payload)}: {type(error).__name__}: {error}"
+        f"cannot read {form.tag} of {_shown(payload)}: {type(error).__name__}: {error}; mend or "
+        "delete the row, or give the class back what it had (an enum: a member of the old name)"
     )
 
 

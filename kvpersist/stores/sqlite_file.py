@@ -102,9 +102,8 @@ def open_file(name: str, busy_timeout: float) -> FileConnection:
     try:
         path = Path(os.path.realpath(name))
         _check_place(path)
-        # Twice: a file that is not ours gets no lock beside it, and what was seen before the lock
-        # was there may have changed.
-        _is_new(path, busy_timeout)
+        if not _lock_of(path).exists():  # a file that is not ours gets no lock beside it
+            _is_new(path, busy_timeout)
         ownership = _take_ownership(path)
         try:
             return _connect(path, ownership, busy_timeout, is_new=_is_new(path, busy_timeout))
@@ -190,17 +189,24 @@ def _check_journal(path: Path) -> None:
     kvpersist uses a journal only while it creates a file. The journal says how many pages there
     were before, none then (https://sqlite.org/fileformat2.html#the_rollback_journal).
     """
-    with Path(f"{path}-journal").open("rb") as journal, path.open("rb") as file:
-        pages_before = int.from_bytes(journal.read(20)[16:], "big")
+    try:
+        pages_before = int.from_bytes(Path(f"{path}-journal").read_bytes()[16:20], "big")
+    except FileNotFoundError:  # pragma: no cover  the transaction has ended just now
+        return
+    with path.open("rb") as file:
         application_id = int.from_bytes(file.read(72)[68:], "big")
     if pages_before and application_id != APPLICATION_ID:
         raise NotAStoreError(f"{path} is another program's SQLite file; name another file")
 
 
+def _lock_of(path: Path) -> Path:
+    return Path(f"{path}-lock")
+
+
 def _take_ownership(path: Path) -> FileLock:
     """Lock a file beside the database: a lock on the database itself would keep readers out."""
     try:
-        return FileLock(Path(f"{path}-lock"))
+        return FileLock(_lock_of(path))
     except BlockingIOError as error:
         raise StoreInUseError(
             f"another bot has {path} open, in this process or another; stop it first, or give each "

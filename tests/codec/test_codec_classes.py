@@ -137,6 +137,17 @@ def test_a_field_that_was_removed_stays_an_attribute_where_there_is_room() -> No
         moved(Old(1, 2), Slots)
 
 
+def test_a_model_without_private_attributes_is_stored_by_its_fields() -> None:
+    """Nothing is written of what a pydantic model does not have."""
+
+    class Bare(pydantic.BaseModel):
+        a: Any
+
+    codec = Codec([Named(Bare, "Bare")])
+    assert codec.encode(Bare(a=(1,))) == b'{"$:Bare":{"a":{"$tuple":[1]}}}'
+    assert same(codec.decode(codec.encode(Bare(a=(1,)))), Bare(a=(1,)))
+
+
 def test_no_constructor_is_called() -> None:
     """Restoring has no side effects of `__init__`, `__new__`, `__post_init__`, `__setattr__`."""
 

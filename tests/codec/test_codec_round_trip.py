@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from typing import Any
+from uuid import UUID, SafeUUID
 
 import orjson
 import pytest
-from codec_samples import HASHABLES, PLAIN, VALUES, make_codec, same
+from codec_samples import HASHABLES, PLAIN, VALUES, Cart, Profile, make_codec, same
 from hypothesis import example, given, settings
 
 CODEC = make_codec()
@@ -89,3 +91,27 @@ def test_the_text_of_a_set_does_not_depend_on_the_order_of_hashing() -> None:
     assert CODEC.encode({"b", "a", "c"}) == b'{"$set":["a","b","c"]}'
     assert CODEC.encode({10, 9, -1}) == b'{"$set":[-1,9,10]}'
     assert CODEC.encode({"a", 1, (2,)}) == b'{"$set":["a",1,{"$tuple":[2]}]}'
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (UUID(int=1, is_safe=SafeUUID.safe), None),
+        (defaultdict(None, {1: 2}), b'{"$defaultdict":[null,[[1,2]]]}'),
+        (defaultdict(None, a=1), b'{"$defaultdict":[null,{"a":1}]}'),
+        (defaultdict(Cart), b'{"$defaultdict":[":Cart",{}]}'),
+        (Profile(name="a", age=1), None),
+        ([[0]] * 20 + [{"$a": 1, "b": {"c": 2}}], None),
+        ([[0]] * 20 + [{"b": {"c": (1,)}}], None),
+        ([[0]] * 20 + [{"b": [{"$a": 1}]}], None),
+        ([{"b": [{"a": 1}]}] * 20 + [(1,)], None),
+        ([[{"a": 1}]] * 20, None),
+    ],
+    ids=repr,
+)
+def test_what_chance_may_leave_out_comes_back(value: Any, text: bytes | None) -> None:
+    """Rare values and shapes, which the tests above seldom make, are stored exactly as well."""
+    document = {"first": (1,), "value": value}
+    stored = CODEC.encode(document)
+    assert same(CODEC.decode(stored), document)
+    assert text is None or stored == b'{"first":{"$tuple":[1]},"value":' + text + b"}"
