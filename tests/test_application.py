@@ -26,8 +26,10 @@ from telegram.ext import (
     DictPersistence,
     ExtBot,
     JobQueue,
+    MessageHandler,
     PersistenceInput,
     TypeHandler,
+    filters,
 )
 
 from kvpersist import (
@@ -676,3 +678,35 @@ async def test_ptb_keeps_its_cache_as_it_is_watched() -> None:
     cache._keyboard_data = {}
     cache.__class__ = CallbackDataCache
     assert watch(cache) is None
+
+
+async def test_an_unhandled_press_is_written_and_an_update_of_nobody_is_too(
+    store: WatchedStore,
+) -> None:
+    """What a press does to the cache is durable when it was processed, whoever handles it."""
+
+    async def note(_: Update, context: Any) -> None:
+        context.bot_data["noted"] = True
+
+    nobody = MessageHandler(filters.ALL, note)
+    async with running(store, nobody, arbitrary_callback_data=True) as bot:
+        message = await bot.ask(("data",))
+        await bot.press(message)
+        assert any(key.startswith("callback/") for key in rows(store))
+        assert "bot" in rows(store)
+    async with running(store, TypeHandler(Update, note)) as bot:
+        await bot.app.process_update(Update(1))
+        assert rows(store)["bot"] == b'{"noted":true}'
+
+
+async def test_a_document_with_tags_comes_back_as_a_document(store: WatchedStore) -> None:
+    """What is no plain JSON takes the long way in both directions."""
+
+    async def point(_: Update, context: Any) -> None:
+        context.chat_data["point"] = (1, 2)
+
+    async with running(store, CommandHandler("point", point)) as bot:
+        await bot.say("/point")
+    async with running(store) as bot:
+        assert bot.app.chat_data[1] == {"point": (1, 2)}
+        assert type(bot.app.chat_data[1]) is Document
