@@ -1,6 +1,8 @@
 """Write-through persistence for python-telegram-bot: every document is one JSON row."""
 
+from kvpersist.application import WriteThroughApplication, application_builder
 from kvpersist.codec import Codec, Named
+from kvpersist.documents import Document
 from kvpersist.errors import (
     ConfigurationError,
     DecodeError,
@@ -23,6 +25,7 @@ __all__ = [
     "Codec",
     "ConfigurationError",
     "DecodeError",
+    "Document",
     "DocumentError",
     "EncodeError",
     "KVPersistError",
@@ -39,4 +42,6 @@ __all__ = [
     "StoreInUseError",
     "UnavailableError",
     "WriteError",
+    "WriteThroughApplication",
+    "application_builder",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Collection, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Collection, Mapping, MutableMapping
+from contextlib import suppress
+from functools import partial
 from os import PathLike
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
@@ -12,21 +12,20 @@ from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 
 from kvpersist import keys
+from kvpersist.callback_cache import Watched
 from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
-from kvpersist.codec import Codec, Named, become
-from kvpersist.errors import ConfigurationError, DecodeError, DocumentError, EncodeError, WriteError
-from kvpersist.group_commit import GroupCommit
+from kvpersist.codec import Codec, Named
+from kvpersist.documents import is_handing_over
+from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
+from kvpersist.rows import Progress, Rows
 from kvpersist.stores import SqliteStore, Store
 from kvpersist.telegram_objects import TelegramObjects
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
 BD = TypeVar("BD")
-D = TypeVar("D")
 ConversationKey: TypeAlias = tuple[int | str, ...]
 ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
-
-_LOGGER = logging.getLogger("kvpersist")
 
 
 class KVPersistence(BasePersistence[UD, CD, BD]):
@@ -50,6 +49,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             ``user_data``, ``chat_data`` and ``bot_data`` come back as instances of their classes.
         types: The bot's own classes that documents, states and callback data may contain, each as
             itself or as `Named`. Classes in `context_types` need not be listed.
+        progress: Called, while a start takes its time, with a prefix of keys (``chat/``) and the
+            number of rows that have been loaded.
 
     Attributes:
         store: Where the rows are.
@@ -68,6 +69,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: None = None,
         types: Collection[type | Named] = (),
+        progress: Progress | None = None,
     ) -> None: ...
 
     @overload
@@ -79,6 +81,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD],
         types: Collection[type | Named] = (),
+        progress: Progress | None = None,
     ) -> None: ...
 
     def __init__(
@@ -89,6 +92,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD] | None = None,
         types: Collection[type | Named] = (),
+        progress: Progress | None = None,
     ) -> None:
         if not isinstance(update_interval, int | float) or not update_interval > 0:
             raise ConfigurationError(
@@ -102,7 +106,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.store = cast("Store", store) if is_store else SqliteStore(cast("str", store))
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
-        self._commits = GroupCommit(self.store)
+        self.rows = Rows(self.store, self.codec, progress)
+        self.has_conversations = False
+        self.watched: Watched | None = None
         self._keyboards: KeyboardDocuments | None = None
 
     async def get_user_data(self) -> dict[int, UD]:
@@ -118,13 +124,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.user_data:
             return {}
-        return await self._load("user", self.context_types.user_data)
+        name = partial(keys.document_id, "user")
+        return await self.rows.load("user/", name, self.context_types.user_data)
 
     async def get_chat_data(self) -> dict[int, CD]:
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
         if not self.store_data.chat_data:
             return {}
-        return await self._load("chat", self.context_types.chat_data)
+        name = partial(keys.document_id, "chat")
+        return await self.rows.load("chat/", name, self.context_types.chat_data)
 
     async def get_bot_data(self) -> BD:
         """Return the stored ``bot_data``, or a new instance of its class where there is none.
@@ -133,11 +141,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
-        async with self._reading():
-            rows = {key: text async for key, text in self._commits.scan(keys.BOT)}
-            if keys.BOT in rows:
-                return self._take_document(keys.BOT, rows[keys.BOT], self.context_types.bot_data)
-        return self.context_types.bot_data()
+        found = await self.rows.load_one(keys.BOT, self.context_types.bot_data)
+        return self.context_types.bot_data() if found is None else found
 
     async def get_callback_data(self) -> CallbackData | None:
         """Return the stored callback-data cache, in the order in which it was handed over.
@@ -148,15 +153,13 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if not self.store_data.callback_data:
             return None
         documents: dict[str, Document] = {}
-        async with self._reading():
-            async for key, text in self._commits.scan(keys.CALLBACK):
-                document = self._take(key, text)
-                if not is_keyboard(document):
-                    raise DecodeError(
-                        "not a keyboard of kvpersist; mend or delete the row", key=key
-                    )
-                documents[keys.keyboard_id(key)] = document
-                self._commits.remember(key, text)
+
+        def take(key: str, document: Any) -> None:
+            if not is_keyboard(document):
+                raise DecodeError("not a keyboard of kvpersist; mend or delete the row", key=key)
+            documents[keys.keyboard_id(key)] = document
+
+        await self.rows.load_values(keys.CALLBACK, take)
         self._keyboards = KeyboardDocuments()
         data = self._keyboards.join(documents)
         return data if documents else None
@@ -169,10 +172,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         prefix = keys.conversation_prefix(name)
         conversations: ConversationDict = {}
-        async with self._reading():
-            async for key, text in self._commits.scan(prefix):
-                conversations[self._conversation(prefix, key)] = self._take(key, text)
-                self._commits.remember(key, text)
+        self.has_conversations = True
+
+        def take(key: str, state: Any) -> None:
+            conversations[self._conversation(prefix, key)] = state
+
+        await self.rows.load_values(prefix, take)
         return conversations
 
     async def update_user_data(self, user_id: int, data: UD) -> None:
@@ -187,21 +192,24 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
-            await self._update(key, data, self.context_types.user_data)
+            text = self.rows.encode_document(key, data, self.context_types.user_data)
+            await self.rows.write(key, text)
 
     async def update_chat_data(self, chat_id: int, data: CD) -> None:
         """Write ``chat_data`` of one chat. Called, and raises, as `update_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
-            await self._update(key, data, self.context_types.chat_data)
+            text = self.rows.encode_document(key, data, self.context_types.chat_data)
+            await self.rows.write(key, text)
 
     async def update_bot_data(self, data: BD) -> None:
         """Write ``bot_data``, if it changed. When this returns it is durable.
 
         PTB calls it in every run, changed or not. Raises as `update_user_data`.
         """
-        if self.store_data.bot_data:
-            await self._update(keys.BOT, data, self.context_types.bot_data)
+        if self.store_data.bot_data and not is_handing_over():
+            text = self.rows.encode_document(keys.BOT, data, self.context_types.bot_data)
+            await self.rows.write(keys.BOT, text)
 
     async def update_callback_data(self, data: CallbackData) -> None:
         """Write the keyboards that changed, remove those that are gone.
@@ -213,24 +221,42 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             EncodeError: For the first keyboard that cannot be stored.
             WriteError: The store refused. The rows are kept and tried again.
         """
-        if not self.store_data.callback_data:
+        if not self.store_data.callback_data or (self.watched and is_handing_over()):
             return
         if self._keyboards is None:
             await self.get_callback_data()
         keyboards = cast("KeyboardDocuments", self._keyboards)
         documents = keyboards.split(data)
+        changes, refused = self._encode_keyboards(documents)
+        await self.rows.commits.write(changes)
+        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
+        if refused:
+            raise refused[0]
+
+    def put_touched_keyboards(self, watched: Watched) -> list[EncodeError]:
+        """Begin to write the keyboards that were touched; return those that cannot be stored.
+
+        The application calls it, which watches the cache and waits until all is durable.
+        """
+        keyboards = cast("KeyboardDocuments", self._keyboards)
+        documents = keyboards.change(*watched.take(), watched.keyboard)
+        changes, refused = self._encode_keyboards(documents)
+        self.rows.commits.put(changes)
+        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
+        return refused
+
+    def _encode_keyboards(
+        self, documents: Mapping[str, Document | None]
+    ) -> tuple[dict[str, bytes | None], list[EncodeError]]:
         changes: dict[str, bytes | None] = {}
         refused: list[EncodeError] = []
         for keyboard, document in documents.items():
             key = keys.keyboard_key(keyboard)
             try:
-                changes[key] = None if document is None else self._encode(key, document)
+                changes[key] = None if document is None else self.rows.encode(key, document)
             except EncodeError as error:
                 refused.append(error)
-        await self._commits.write(changes)
-        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
-        if refused:
-            raise refused[0]
+        return changes, refused
 
     async def update_conversation(
         self, name: str, key: ConversationKey, new_state: object | None
@@ -242,9 +268,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         When this returns the state is durable. Raises as `update_user_data`.
         """
         row = self._conversation_row(name, key)
-        await self._commits.write(
-            {row: None if new_state is None else self._encode(row, new_state)}
-        )
+        await self.rows.write(row, None if new_state is None else self.rows.encode(row, new_state))
 
     async def drop_user_data(self, user_id: int) -> None:
         """Remove the row of one user. When this returns it is gone, durably.
@@ -254,13 +278,13 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Raises:
             WriteError: The store refused. The removal is kept and tried again.
         """
-        if self.store_data.user_data:
-            await self._commits.write({keys.document_key("user", user_id): None})
+        if self.store_data.user_data and not is_handing_over():
+            await self.rows.write(keys.document_key("user", user_id), None)
 
     async def drop_chat_data(self, chat_id: int) -> None:
         """Remove the row of one chat. As `drop_user_data`; `migrate_chat_data` leads here too."""
-        if self.store_data.chat_data:
-            await self._commits.write({keys.document_key("chat", chat_id): None})
+        if self.store_data.chat_data and not is_handing_over():
+            await self.rows.write(keys.document_key("chat", chat_id), None)
 
     async def refresh_user_data(self, user_id: int, user_data: UD) -> None:
         """Take over into `user_data` what another program wrote into its row meanwhile.
@@ -281,18 +305,18 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
-            await self._refresh(key, user_data, self.context_types.user_data)
+            await self.rows.refresh(key, "user/", user_data, self.context_types.user_data)
 
     async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
         """Take over what another program wrote of one chat. As `refresh_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
-            await self._refresh(key, chat_data, self.context_types.chat_data)
+            await self.rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
 
     async def refresh_bot_data(self, bot_data: BD) -> None:
         """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
         if self.store_data.bot_data:
-            await self._refresh(keys.BOT, bot_data, self.context_types.bot_data)
+            await self.rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
 
     async def flush(self) -> None:
         """Write everything that is waiting, then close the store.
@@ -304,92 +328,16 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             WriteError: With all rows that could not be written. They are kept, the store is closed
                 all the same; a second `flush` tries again.
         """
-        await self._commits.close()
-
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[None]:
-        """Close the store if the start fails, for PTB will not."""
-        try:
-            yield
-        except BaseException:
-            with suppress(WriteError):
-                await self._commits.close_if_unused()
-            raise
-
-    async def _load(self, scope: keys.Scope, kind: type[D]) -> dict[int, D]:
-        documents: dict[int, D] = {}
-        async with self._reading():
-            async for key, text in self._commits.scan(f"{scope}/"):
-                documents[keys.document_id(scope, key)] = self._take_document(key, text, kind)
-        return documents
-
-    def _take_document(self, key: str, text: bytes, kind: type[D]) -> D:
-        """Return the document in a row, and note that memory and the store agree about it."""
-        with _restoring(key):
-            document: D = self.codec.decode_document(text, kind)
-            own_text = self.codec.encode_document(document, kind)
-            if own_text != text:  # another program has written it, with spaces for example
-                self.codec.check(text)
-        self._commits.remember(key, text, own_text)
-        return document
-
-    def _take(self, key: str, text: bytes) -> Any:
-        """Return the value in a row that is none of the documents of `context_types`."""
-        with _restoring(key):
-            value = self.codec.decode(text)
-            if self.codec.encode(value) != text:
-                self.codec.check(text)
-        return value
-
-    async def _update(self, key: str, document: object, kind: type) -> None:
-        await self._commits.write({key: self._encode_document(key, document, kind)})
-
-    async def _refresh(self, key: str, document: D, kind: type[D]) -> None:
-        known = self._commits.known(key)
-        text = await self._commits.read(key)
-        if self._commits.is_pending(key) or self._commits.known(key) is not known:
-            return  # a write of ours has overtaken the read
-        if known is None if text is None else self._commits.holds(key, text):
-            return
-        # From here on nothing awaits, so that no handler can change the document in between.
-        if self._is_changed(key, document, kind):
-            _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
-        elif text is None:
-            become(document, kind())
-            self._commits.forget(key)
-        else:
-            become(document, self._take_document(key, text, kind))
-
-    def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
-        """Whether memory holds something that the store, as far as is known, does not."""
-        try:
-            text = self._encode_document(key, document, kind)
-        except EncodeError:
-            return True
-        if self._commits.known(key) is not None:
-            return not self._commits.holds(key, text)
-        return text != self._encode_document(key, kind(), kind)
-
-    def _encode_document(self, key: str, document: object, kind: type) -> bytes:
-        with _naming(key):
-            return self.codec.encode_document(document, kind)
-
-    def _encode(self, key: str, value: object) -> bytes:
-        with _naming(key):
-            return self.codec.encode(value)
-
-    def _decode(self, key: str, text: bytes) -> Any:
-        with _naming(key):
-            return self.codec.decode(text)
+        await self.rows.commits.close()
 
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)
-        return prefix + self._encode(f"{prefix}{key!r}", list(key)).decode()
+        return prefix + self.rows.encode(f"{prefix}{key!r}", list(key)).decode()
 
     def _conversation(self, prefix: str, row: str) -> ConversationKey:
         text = row[len(prefix) :].encode()
-        parts = self._decode(row, text)
-        if type(parts) is list and self._encode(row, parts) == text:
+        parts = self.rows.decode(row, text)
+        if type(parts) is list and self.rows.encode(row, parts) == text:
             with suppress(TypeError):
                 hash(key := tuple(parts))
                 return key
@@ -397,26 +345,6 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _running_bot(self) -> Bot | None:
         return self.bot
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Give the codec's errors, which know the path inside a document, the row that it is."""
-    try:
-        yield
-    except DocumentError as error:
-        error.key = key
-        raise
-
-
-@contextmanager
-def _restoring(key: str) -> Iterator[None]:
-    """Do as `_naming`; a row that could not be stored again, nested too deep say, is unreadable."""
-    with _naming(key):
-        try:
-            yield
-        except EncodeError as error:
-            raise DecodeError(error.reason, path=error.path) from error
 
 
 def _check(name: str, value: object, kind: type) -> None:

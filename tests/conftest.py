@@ -27,6 +27,10 @@ settings.load_profile("kvpersist")
 def blockbuster() -> Iterator[BlockBuster]:
     """Fail a test whose event loop is blocked by a call of kvpersist's."""
     with blockbuster_ctx("kvpersist") as blockbuster:
+        # PTB's constructor looks where it was called from, also for a subclass of ours.
+        for name in ("os.path.abspath", "os.readlink", "os.stat", "os.getcwd", "os.lstat"):
+            if name in blockbuster.functions:
+                blockbuster.functions[name].can_block_in("telegram/ext/_application.py", "__init__")
         yield blockbuster
 
 
@@ -75,7 +79,8 @@ async def no_tasks_left() -> AsyncIterator[None]:
 def _open_files() -> Counter[str]:
     folder = Path("/proc/self/fd")
     links = (str(descriptor.readlink()) for descriptor in folder.iterdir() if descriptor.exists())
-    return Counter(link for link in links if ".db" in link)
+    # A wal-index that another connection of the test kept alive: see stores/sqlite_watch.py.
+    return Counter(link for link in links if ".db" in link and not link.endswith("-shm (deleted)"))
 
 
 @pytest.fixture(params=["sqlite", "memory", "pickle"])

@@ -51,3 +51,17 @@ class Store(Protocol):
         Raises:
             WriteError: Nothing was written.
         """
+
+
+@runtime_checkable
+class SeesOthers(Protocol):
+    """A store that can tell cheaply whether rows have to be read again. No store must."""
+
+    async def writes_of_others(self) -> int:
+        """Return a number that differs after somebody else has written, or it was opened again.
+
+        `open` was called before. It says nothing about the writes of `Store.apply`.
+
+        Raises:
+            ReadError: The store could not answer.
+        """

@@ -1,0 +1,291 @@
+"""What is done once, or not at all: counted, never timed."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import gc
+import logging
+import math
+import sqlite3
+import uuid
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvpersist import Codec, KVPersistence, MemoryStore, SqliteStore
+from kvpersist import rows as rows_module
+from kvpersist.callback_data import KeyboardDocuments
+from kvpersist.plain import plain_text
+from kvpersist.stores import sqlite_watch
+from kvpersist.stores.sqlite_file import FileConnection, open_file
+
+
+class Word(str):
+    """A str that orjson takes for one."""
+
+    __slots__ = ()
+
+
+class Number(enum.IntEnum):
+    """An enum that equals a number."""
+
+    ONE = 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+ODD = st.sampled_from(
+    [(1,), (), Word("a"), Number.ONE, uuid.UUID(int=1), date(2026, 1, 2), b"", {1}, {"$tuple": []}]
+)
+ANYTHING = st.recursive(
+    JSON | ODD,
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just(Word("k")), inner),
+    max_leaves=15,
+)
+
+
+@given(ANYTHING)
+def test_the_short_way_leads_where_the_long_one_does(value: Any) -> None:
+    """What is encoded in C is what the codec's own walk would write, or it declines."""
+    if (text := plain_text(value)) is not None:
+        assert Codec().encode(value) == text
+        assert Codec().decode(text) == value
+
+
+def test_a_document_of_plain_types_takes_the_short_way() -> None:
+    """The short way is taken by what most documents are made of."""
+    value = {"a": [1, 1.5, "x", None, True, {"b": [[], {}, -0.0]}], "$": "not a key alone"}
+    assert plain_text({"a": value["a"]}) == orjson.dumps({"a": value["a"]})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": math.nan},
+        {"a": [1.0, math.inf]},
+        {"a": (1,)},
+        {"a": {"b": Word("x")}},
+        {"a": Number.ONE},
+        {1: 2},
+        {"$x": 1},
+        {"a": 2**64},
+        "text",
+    ],
+)
+def test_what_json_would_change_takes_the_long_way(value: Any) -> None:
+    """It declines for whatever orjson would change without a word."""
+    assert plain_text(value) is None
+
+
+def test_what_is_nested_deep_takes_the_long_way() -> None:
+    """The short way looks at a bounded number of levels."""
+    value: Any = []
+    for _ in range(100):
+        value = [value]
+    assert plain_text(value) is None
+
+
+def fill(path: Path, count: int) -> None:
+    """Put chats into a file that kvpersist has made."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executemany(
+            "INSERT INTO documents VALUES (?, ?, 1, 0)",
+            [(f"chat/{chat}", f'{{"n":{chat}}}') for chat in range(count)],
+        )
+
+
+async def create(path: Path) -> None:
+    """Make a file."""
+    store = SqliteStore(path)
+    await store.open()
+    await store.close()
+
+
+async def test_a_large_load_pauses_the_collector_and_lets_the_loop_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is restored; what was loaded is out of its way; progress is told, page by page."""
+    caplog.set_level(logging.INFO, "kvpersist")
+    monkeypatch.setattr(rows_module, "_SAY_EVERY", 0)
+    monkeypatch.setattr(rows_module, "_MANY", 1000)
+    await create(tmp_path / "bot.db")
+    fill(tmp_path / "bot.db", 2000)
+    told: list[tuple[str, int]] = []
+    enabled: list[bool] = []
+
+    def progress(prefix: str, rows: int) -> None:
+        told.append((prefix, rows))
+        enabled.append(gc.isenabled())
+
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    persistence: KVPersistence[Any, Any, Any] = KVPersistence(
+        tmp_path / "bot.db", progress=progress
+    )
+    assert len(await persistence.get_chat_data()) == 2000
+    other.cancel()
+    assert told[-1] == ("chat/", 2000)
+    assert not any(enabled)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+    assert turns >= len(told)
+    assert "loading chat/: 500 rows" in caplog.text
+    await persistence.flush()
+
+
+async def test_a_collector_that_is_off_stays_off() -> None:
+    """Whoever has switched it off has a reason."""
+    persistence: KVPersistence[Any, Any, Any] = KVPersistence(MemoryStore())
+    gc.disable()
+    try:
+        await persistence.get_chat_data()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    await persistence.flush()
+
+
+async def test_documents_that_were_loaded_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has written, so a refresh asks for nothing; when somebody has, each is read once."""
+    sql: list[str] = []
+    await create(tmp_path / "bot.db")
+    fill(tmp_path / "bot.db", 3)
+    persistence: KVPersistence[Any, Any, Any] = KVPersistence(tmp_path / "bot.db")
+    chats = await persistence.get_chat_data()
+    fetch = SqliteStore._fetch
+
+    async def spy(self: SqliteStore, statement: str, *more: Any) -> Any:
+        sql.append(statement.split(maxsplit=1)[0])
+        return await fetch(self, statement, *more)
+
+    monkeypatch.setattr(SqliteStore, "_fetch", spy)
+    for chat_id, data in chats.items():
+        await persistence.refresh_chat_data(chat_id, data)
+    assert sql == []
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as other, other:
+        other.execute("UPDATE documents SET value = '{\"n\":7}' WHERE key = 'chat/1'")
+    for _ in range(2):
+        for chat_id, data in chats.items():
+            await persistence.refresh_chat_data(chat_id, data)
+    assert chats[1] == {"n": 7}
+    assert sql == ["PRAGMA", "SELECT", "SELECT", "SELECT"]
+    await persistence.flush()
+
+
+async def test_without_a_wal_index_sqlite_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the memory cannot be shared, an edit is seen all the same."""
+    monkeypatch.setattr("kvpersist.stores.sqlite_file.watch", lambda _: None)
+    await create(tmp_path / "bot.db")
+    fill(tmp_path / "bot.db", 1)
+    persistence: KVPersistence[Any, Any, Any] = KVPersistence(tmp_path / "bot.db")
+    (data,) = (await persistence.get_chat_data()).values()
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as other, other:
+        other.execute("UPDATE documents SET value = '{\"n\":7}'")
+    await persistence.refresh_chat_data(0, data)
+    assert data == {"n": 7}
+    await persistence.flush()
+
+
+async def test_what_others_wrote_shows_while_the_bot_is_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks while a commit is between the file and the loop waits for its verdict."""
+    store = SqliteStore(tmp_path / "bot.db")
+    await store.open()
+    before = await store.writes_of_others()
+    look = FileConnection.look
+
+    def edited(self: FileConnection) -> None:
+        with closing(sqlite3.connect(tmp_path / "bot.db")) as other, other:
+            other.execute("INSERT INTO documents VALUES ('chat/9', '{}', 1, 0)")
+        look(self)
+
+    monkeypatch.setattr(FileConnection, "look", edited)
+    writing = asyncio.create_task(store.apply({"chat/1": b"{}"}))
+    await asyncio.sleep(0)
+    while store._opened is not None and store._opened.file.header() == store._opened.header:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert await store.writes_of_others() > before
+    await writing
+    await store.close()
+    assert await store.writes_of_others() > before
+
+
+def test_a_file_without_a_wal_index_is_not_watched(tmp_path: Path) -> None:
+    """There is none, or nothing is in it: then `watch` declines, and leaves nothing open."""
+    assert sqlite_watch.watch(tmp_path / "none.db") is None
+    empty = tmp_path / "empty.db-shm"
+    empty.touch()
+    assert sqlite_watch.watch(tmp_path / "empty.db") is None
+    empty.unlink()
+    other = tmp_path / "other.db-shm"
+    other.write_bytes(bytes(100))
+    index = sqlite_watch.watch(tmp_path / "other.db")
+    assert index is not None
+    other.unlink()
+    index.close()
+    assert sqlite_watch._KEPT == []
+
+
+def test_the_documents_of_touched_keyboards_are_those_of_the_whole() -> None:
+    """One change at a time leads to the same rows as handing everything over."""
+    shown: dict[str, tuple[float, dict[str, Any]]] = {}
+    documents = KeyboardDocuments()
+    rows: dict[str, Any] = {}
+
+    def change(keyboards: list[str], queries: dict[str, str | None]) -> None:
+        changed = documents.change(
+            {name: shown.get(name) for name in keyboards}, queries, shown.get
+        )
+        for name, document in changed.items():
+            rows.pop(name, None)
+            if document is not None:
+                rows[name] = document
+
+    shown.update(a=(1.0, {"x": 1}), b=(2.0, {"y": 2}))
+    change(["a", "b", "never"], {})
+    change([], {"q1": "a", "q2": "a", "q3": "b"})
+    change([], {"q1": "a", "unknown": None})
+    del shown["a"]
+    change(["a"], {})
+    assert rows == {
+        "a": {"queries": {"q1": 3, "q2": 4}},
+        "b": {"position": 2, "access_time": 2.0, "buttons": {"y": 2}, "queries": {"q3": 5}},
+    }
+    assert KeyboardDocuments().join(rows) == (
+        [("b", 2.0, {"y": 2})],
+        {"q1": "a", "q2": "a", "q3": "b"},
+    )
+    change([], {"q1": None, "q2": None, "q3": "c"})
+    assert rows["c"] == {"queries": {"q3": 6}}
+    assert "a" not in rows
+
+
+async def test_a_connection_that_is_closed_twice_closes_its_files_once(tmp_path: Path) -> None:
+    """The number of a closed descriptor may be that of another file by then."""
+    connection = await asyncio.to_thread(open_file, str(tmp_path / "bot.db"), 1.0)
+    await asyncio.to_thread(connection.close)
+    await asyncio.to_thread(connection.close)
+    assert sqlite_watch._KEPT == []
