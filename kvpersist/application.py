@@ -285,7 +285,6 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     async def _hand_in(self) -> None:
         self._has_news = False
-        commits = self._kv.rows.commits
         handed = HandedOver()
         if self._kv.has_conversations:
             handed = await self._kv.handed_over(super().update_persistence)
@@ -294,16 +293,24 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._kv.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
             self._kv.hand_over_keyboards(handed, cache.persistence_data)
-        commits.put(handed.changes)
+        await self._commit(handed)
+
+    async def _commit(self, handed: HandedOver) -> None:
+        """Write rows, and tell the error handlers of those that cannot be stored, or written."""
+        changes, handed.changes = handed.changes, {}
+        refused, handed.refused = handed.refused, []
         try:
-            await commits.settled()
+            await self._kv.rows.commits.write_all(changes)
         except WriteError as error:
             await self.process_error(None, error)
-        for refused in handed.refused:
-            await self._tell(refused)
+        for refusal in refused:
+            # But not after each update that the document is used in.
+            if self._told.get(refusal.key) != str(refusal):
+                self._told[refusal.key] = str(refusal)
+                await self.process_error(None, refusal)
 
     async def _hand_in_documents(self, handed: HandedOver) -> None:
-        """Put the rows of the documents that were used into `handed`; of many, into the store."""
+        """Put the rows of the documents that were used into `handed`; of many, write the first."""
         names = [*(self._dropped - self._used), *self._used]
         dropped, self._dropped, self._used = self._dropped, set(), set()
         start = time.monotonic()
@@ -314,9 +321,8 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 name = names.pop()
                 self._encode_named(name, handed, is_dropped=name in dropped)
                 if time.monotonic() - start > _SLICE:
-                    self._kv.rows.commits.put(handed.changes)
-                    handed.changes = {}
-                    await asyncio.sleep(0)
+                    await self._commit(handed)
+                    await asyncio.sleep(0)  # which a commit of nothing does not
                     start = time.monotonic()
         except asyncio.CancelledError:
             self._used.update(names)
@@ -332,7 +338,11 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             is_stored, documents, kind = stored.user_data, self.user_data, types.user_data
         if not is_stored:
             return
-        key = document_key(scope, document_id)
+        try:
+            key = document_key(scope, document_id)
+        except EncodeError as error:
+            handed.refused.append(error)
+            return
         is_here = document_id in documents
         if is_dropped and not (
             is_here and not self._kv.rows.is_empty(key, documents[document_id], kind)
@@ -352,12 +362,6 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Return PTB's cache of callback data, if it is to be kept."""
         cache = cast("ExtBot[Any]", self.bot).callback_data_cache
         return cache if self._kv.store_data.callback_data else None
-
-    async def _tell(self, error: EncodeError) -> None:
-        """Tell the error handlers, but not after each update that the document is used in."""
-        if self._told.get(error.key) != str(error):
-            self._told[error.key] = str(error)
-            await self.process_error(None, error)
 
 
 def _names(update: object) -> list[Name]:
