@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -80,30 +79,30 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._writing: set[asyncio.Task[None]] = set()
         self._background: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
+        self._kinds: dict[Scope, type] = {}
+        if self._kv.store_data.chat_data:
+            self._kinds["chat"] = self.context_types.chat_data
+        if self._kv.store_data.user_data:
+            self._kinds["user"] = self.context_types.user_data
         self._lazy = self._load_lazily() if self._kv.is_lazy else None
+        self._tables = {"chat": self.chat_data, "user": self.user_data}
 
     def _load_lazily(self) -> Lazy:
         """Have ids that are not in memory noticed.
 
         It replaces two private mappings of PTB's, which would make an empty document of each.
         """
-        stored, types = self._kv.store_data, self.context_types
-        kinds: dict[Scope, type] = {}
-        if stored.chat_data:
-            kinds["chat"] = types.chat_data
-        if stored.user_data:
-            kinds["user"] = types.user_data
         lazy = self._kv.lazy = Lazy(
             self._kv.rows,
-            kinds,
+            self._kinds,
             self._kv.max_documents,
             self._note_changed,
             lambda: asyncio.current_task() in self._handling,
         )
-        if stored.chat_data:
+        if "chat" in self._kinds:
             self._chat_data = lazy.tables["chat"]  # type: ignore[assignment]
             self.chat_data = MappingProxyType(self._chat_data)
-        if stored.user_data:
+        if "user" in self._kinds:
             self._user_data = lazy.tables["user"]  # type: ignore[assignment]
             self.user_data = MappingProxyType(self._user_data)
         return lazy
@@ -143,25 +142,19 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 await self._process_update(update)
 
     async def _process_update(self, update: object) -> None:
-        with self._handled_here(update):
-            try:
-                await super().process_update(update)
-            except asyncio.CancelledError:
-                # PTB notes nothing then. It is written later, for nobody waits for it any more.
-                self._used.update(_names(update))
-                raise
-        _WRITTEN.set(update)
-        if self._has_news or (self._watched and self._watched.is_touched()):
-            await self._write_through()
-
-    @contextmanager
-    def _handled_here(self, update: object) -> Iterator[None]:
         task = asyncio.current_task()
         self._handling[task] = update
         try:
-            yield
+            await super().process_update(update)
+        except asyncio.CancelledError:
+            # PTB notes nothing then. It is written later, for nobody waits for it any more.
+            self._used.update(_names(update))
+            raise
         finally:
             self._handling.pop(task, None)
+        _WRITTEN.set(update)
+        if self._has_news or (self._watched and self._watched.is_touched()):
+            await self._write_through()
 
     def create_task(
         self, coroutine: Any, update: object | None = None, *, name: str | None = None
@@ -331,13 +324,9 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     def _encode_named(self, name: Name, handed: HandedOver, *, is_dropped: bool) -> None:
         scope, document_id = name
-        stored, types = self._kv.store_data, self.context_types
-        if scope == "chat":
-            is_stored, documents, kind = stored.chat_data, self.chat_data, types.chat_data
-        else:
-            is_stored, documents, kind = stored.user_data, self.user_data, types.user_data
-        if not is_stored:
+        if (kind := self._kinds.get(scope)) is None:
             return
+        documents = self._tables[scope]
         try:
             key = document_key(scope, document_id)
         except EncodeError as error:

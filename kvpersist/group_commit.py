@@ -67,7 +67,7 @@ class GroupCommit:
 
     def remember(self, key: str, *texts: bytes) -> None:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
-        self._known[key] = tuple({_fingerprint(text) for text in texts})
+        self._known[key] = tuple([_fingerprint(text) for text in texts])
 
     def forget(self, key: str) -> None:
         """Note that the store does not hold this row, as far as is known."""
@@ -139,7 +139,14 @@ class GroupCommit:
             WriteError: The store refused some of `changes`. They are kept and will be tried again.
         """
         self._move_to_running_loop()
-        changed = {key: text for key, text in changes.items() if self._is_newer(key, text)}
+        changed = {}
+        for key, text in changes.items():
+            if key in self._in_flight and key not in self._pending:
+                is_news = self._in_flight[key] != text
+            else:
+                is_news = self._is_news(key, text)
+            if is_news:
+                changed[key] = text
         self._pending.update(changed)
         if changed:
             self._in_use = True
@@ -151,14 +158,13 @@ class GroupCommit:
         if keys := refused.keys() & changes.keys():
             raise _write_error(keys, refused)
 
-    def _is_newer(self, key: str, text: bytes | None) -> bool:
-        """Do as `_is_news`, but leave out a row that is on its way with this value."""
-        if key in self._in_flight and key not in self._pending:
-            return self._in_flight[key] != text
-        return self._is_news(key, text)
-
     def _is_news(self, key: str, text: bytes | None) -> bool:
-        return text is None or self.is_pending(key) or not self.holds(key, text)
+        return (
+            text is None
+            or key in self._pending
+            or key in self._in_flight
+            or _fingerprint(text) not in self._known.get(key, ())
+        )
 
     def _put(self, changed: Changes) -> Waiter:
         self._in_use = True
@@ -294,9 +300,9 @@ class GroupCommit:
         """
         before = [key for key in self._refused if key in self._pending]
         refused = await self._commit([key for key in self._pending if key not in self._refused])
-        if not _is_unavailable(refused):
+        if before and not _is_unavailable(refused):
             refused |= await self._commit(before)
-        if not _is_unavailable(refused) and len(refused) > 1:
+        if len(refused) > 1 and not _is_unavailable(refused):
             refused = await self._commit_each([key for key in self._refused if key in refused])
         if refused:
             self._retry_later(next(iter(refused.values())))
