@@ -337,7 +337,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             is_here and not self._kv.rows.is_empty(key, documents[document_id], kind)
         ):
             handed.changes[key] = None
-        elif is_here or self._lazy is None:
+        elif is_here:
             self._encode(key, documents[document_id], kind, handed)
 
     def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> None:
