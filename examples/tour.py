@@ -195,7 +195,7 @@ class Tour:
         kvpersist has it there at once. The pickle is written a second later: then this waits.
         """
         await self.confirmed()
-        while self.is_late and self.lost():
+        while self.is_late and self.lost():  # noqa: ASYNC110  another process writes
             await asyncio.sleep(POLL)
         if lost := self.lost():
             raise TourError("\n  ".join(["LOST: the bot acknowledged what was not stored:", *lost]))

@@ -15,7 +15,6 @@ import orjson
 from kvpersist.codec import Codec, become
 from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
 from kvpersist.group_commit import GroupCommit
-from kvpersist.plain import plain_text
 from kvpersist.stores.store import Row, SeesOthers, Store
 
 D = TypeVar("D")
@@ -258,13 +257,11 @@ class Rows:
         Raises:
             EncodeError: It cannot be stored exactly.
         """
-        if type(document) is kind is dict:
-            if len(document) == 0:
-                return b"{}"
-            if (text := plain_text(document)) is not None:
-                return text
-        with naming(key):
+        try:
             return self.codec.encode_document(document, kind)
+        except EncodeError as error:
+            error.key = key
+            raise
 
     def encode(self, key: str, value: object) -> bytes:
         """Return any value as it is stored. Raises as `encode_document`."""
