@@ -526,6 +526,15 @@ async def test_an_error_handler_may_write_and_change_documents(store: WatchedSto
         assert isinstance(bot.errors.pop(), EncodeError)
 
 
+async def test_an_update_that_is_handled_again_is_written_again(store: WatchedStore) -> None:
+    """The same object may come twice."""
+    async with running(store, counting("count")) as bot:
+        update = Update.de_json(text_update("/count"), bot.app.bot)
+        for _ in range(2):
+            await bot.app.process_update(update)
+        assert rows(store)["chat/1"] == b'{"count":2}'
+
+
 async def test_two_bots_in_one_process_do_not_meet(store: WatchedStore) -> None:
     """A handler of one may let the other handle an update, and both are written through."""
     other_store = WatchedStore(MemoryStore())
