@@ -214,6 +214,38 @@ async def test_what_is_written_after_a_drop_is_kept(store: WatchedStore) -> None
         assert rows(store)["chat/1"] == b'{"new":true}'
 
 
+async def test_a_dropped_row_goes_though_what_came_after_it_cannot_be_stored(
+    store: WatchedStore,
+) -> None:
+    """What was to be forgotten must not come back with the next start."""
+
+    async def spoil(_: Update, context: Any) -> None:
+        context.application.drop_chat_data(1)
+        context.application.chat_data[1]["bad"] = object()
+
+    async with running(store, text(remember), CommandHandler("spoil", spoil)) as bot:
+        await bot.say("x")
+        await bot.say("/spoil")
+        assert "chat/1" not in rows(store)
+        assert isinstance(bot.errors.pop(), EncodeError)
+
+
+async def test_a_state_that_cannot_be_stored_is_told(store: WatchedStore) -> None:
+    """The data of the update is written; the error handlers run when nothing is handed over."""
+    seen: list[bool] = []
+
+    async def look(_: object, context: Any) -> None:
+        seen.append(context.application.persistence.store_data.chat_data)
+
+    async with running(store, conversation("order", object()), text(remember)) as bot:
+        bot.app.add_error_handler(look)
+        await bot.say("/start")
+        await bot.say("x")
+        assert rows(store)["chat/1"] == b'{"said":["x"]}'
+        assert isinstance(bot.errors.pop(), EncodeError)
+        assert seen == [True]
+
+
 async def test_data_moves_with_a_chat_at_once(store: WatchedStore) -> None:
     """Both ways to call `migrate_chat_data` write the new row and remove the old one."""
     async with running(store, text(remember)) as bot:
