@@ -39,7 +39,7 @@ test: $(VENV)/installed
 ## All tests with the oldest supported Python, PTB, aiosqlite and orjson.
 oldest:
 	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed
-	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.10.0"
+	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.11.6"
 	.venv-oldest/bin/pytest $(TESTS)
 
 # Beside the kvpersist of this folder, what it is compared with.

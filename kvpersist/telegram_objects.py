@@ -1,10 +1,10 @@
 """The classes of python-telegram-bot: messages, users, keyboards and all other Telegram objects.
 
-An object is stored as pickle sees it: by its attributes. Those that have the value which the class
-gives them by itself are left out, so that rows are short and an object of an older
-python-telegram-bot gets the new attributes of a newer one. Attributes that the class no longer has
-go to `api_kwargs`, as with pickle. No constructor of an object that was stored is called: some of
-those look at the file system.
+An object is stored as pickle sees it: by its attributes. Those that have the value which
+python-telegram-bot gives them by itself are left out, so that rows are short and an object of an
+older python-telegram-bot gets the new attributes of a newer one. Attributes that the class no
+longer has go to `api_kwargs`, as with pickle. No constructor of an object that was stored is
+called, and no setter: some of those look at the file system.
 
 The bot itself is stored as a placeholder, and comes back as the bot that is running.
 """
@@ -18,7 +18,7 @@ from datetime import timedelta
 from enum import Enum
 from functools import cached_property
 from operator import is_not
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
 import telegram
@@ -28,7 +28,8 @@ from kvpersist.codec.classes import adopt
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder
 from kvpersist.codec.form import Form
-from kvpersist.codec.state import slots
+from kvpersist.codec.protocol import HOOKS, check_protocol, origin
+from kvpersist.codec.state import State, incomplete, slots
 from kvpersist.errors import EncodeError
 
 GetBot = Callable[[], Bot | None]
@@ -36,6 +37,7 @@ GetBot = Callable[[], Bot | None]
 _BOT: Final = "$telegram.Bot"
 _IDENTITY: Final = "_id_attrs"
 _FROZEN: Final = "_frozen"
+_OWNER: Final = "_bot"
 _MORE: Final = "api_kwargs"
 _CACHES: Final = ("_effective_", "_decrypted_", "_cached_")
 """Private attributes that begin so hold what can be worked out, or decrypted, again."""
@@ -67,7 +69,10 @@ class TelegramObjects:
 
     def adopt(self, kind: type, tag: str) -> Form | None:
         """Return how a class is stored that the user derived from a Telegram object's."""
-        return self._object_form(kind, tag) if issubclass(kind, TelegramObject) else None
+        if not issubclass(kind, TelegramObject):
+            return None
+        check_protocol(kind, TelegramObject, HOOKS)
+        return self._object_form(kind, tag)
 
     def find(self, kind: type) -> Form | None:
         """Return the placeholder for every kind of bot, such as `telegram.ext.ExtBot`."""
@@ -110,16 +115,14 @@ class _Model:
         self._kind = kind
 
     def attributes(self, value: TelegramObject) -> dict[str, Any]:
-        """Return the attributes of an object that differ from what its class gives it."""
-        state = value.__getstate__()
-        identity: Any = state.pop(_IDENTITY)
-        if not state[_MORE]:
-            del state[_MORE]
-        attributes = {
-            name: item
-            for name, item in state.items()
-            if not name.startswith(_CACHES) and not _same(item, self._defaults.get(name))
-        }
+        """Return the attributes of an object that differ from what PTB's class gives it."""
+        state = self._state.attributes(value)
+        identity, more, _ = (state.pop(name, None) for name in (_IDENTITY, _MORE, _OWNER))
+        if type(identity) is not tuple or more is None:
+            raise incomplete(value, (_MORE, f"tuple of {_IDENTITY}"))
+        attributes = {name: item for name, item in state.items() if not self._is_known(name, item)}
+        if more:
+            attributes[_MORE] = dict(more)
         known = self._identity(state)
         if len(known) != len(identity) or any(map(is_not, known, identity)):
             attributes[_IDENTITY] = identity
@@ -130,28 +133,57 @@ class _Model:
         more = dict(attributes.pop(_MORE, {}))
         state = self._defaults.copy()
         for name, item in attributes.items():
-            # An attribute that has become a property keeps its value in a private one.
-            (state if self._has(name) or self._has(f"_{name}") else more)[name] = item
-        value = self._kind.__new__(self._kind)
-        value.__setstate__({_IDENTITY: self._identity(state), **state, _MORE: more})
+            place = self._place(name)
+            (more if place is None else state)[place or name] = item
+        # What was not known to the python-telegram-bot that stored it may be an attribute by now.
+        for name in [*more]:
+            place = self._place(name)
+            if place in self._defaults and state[place] is None:
+                state[place] = more.pop(name)
+        state.setdefault(_IDENTITY, self._identity(state))
+        if type(state[_IDENTITY]) is not tuple:
+            raise TypeError(f"{_IDENTITY} must be a tuple")
+        value: TelegramObject = object.__new__(self._kind)
+        self._state.put(value, {**state, _MORE: MappingProxyType(more)})
         value.set_bot(bot)
         return value
 
-    def _has(self, name: str) -> bool:
-        return self._kind.__dictoffset__ != 0 or name in self._slots
+    def _is_known(self, name: str, item: object) -> bool:
+        """Whether an attribute comes back without being stored."""
+        if name not in self._defaults:
+            return False
+        return name.startswith(_CACHES) or _same(item, self._defaults[name])
+
+    def _place(self, name: str) -> str | None:
+        """Return the attribute for what was stored under a name; None if there is none."""
+        if name in self._slots:
+            return name
+        private = f"_{name}"
+        if private in self._slots and isinstance(getattr(self._kind, name, None), property):
+            return private  # it has become a property, and keeps its value there
+        return name if self._kind.__dictoffset__ != 0 else None
 
     def _identity(self, state: dict[str, Any]) -> tuple[Any, ...]:
         """Return what makes two objects equal, as far as the class tells."""
         return tuple(state.get(name) for name in self._identifying)
 
     @cached_property
+    def _state(self) -> State:
+        return State(self._kind)
+
+    @cached_property
     def _slots(self) -> frozenset[str]:
         return frozenset(name for name, _ in slots(self._kind))
 
     @cached_property
+    def _origin(self) -> Any:
+        """The class of PTB's that the class is, or derives from."""
+        return origin(self._kind, "telegram")
+
+    @cached_property
     def _parameters(self) -> dict[str, inspect.Parameter]:
-        """What `__init__` takes."""
-        parameters = dict(inspect.signature(self._kind).parameters)
+        """What `__init__` of PTB's class takes; that of the user's is not called."""
+        parameters = dict(inspect.signature(self._origin).parameters)
         parameters.pop(_MORE, None)
         return parameters
 
@@ -161,12 +193,13 @@ class _Model:
 
     @cached_property
     def _defaults(self) -> dict[str, Any]:
-        """The attributes of an object about which nothing is said but what must be said."""
+        """The attributes of PTB's for an object about which nothing is said but what must be."""
         made = self._probe(self._required)
         given = self._required | {f"_{name}" for name in self._required}
         return {
             name: None if name in given else made.get(name, name == _FROZEN or None)
-            for name in self._slots - {_IDENTITY, _MORE, "_bot"}
+            for name, _ in slots(self._origin)
+            if name not in {_IDENTITY, _MORE, _OWNER}
         }
 
     @cached_property
@@ -186,7 +219,7 @@ class _Model:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return self._kind(**arguments).__getstate__()
+                return self._origin(**arguments).__getstate__()  # type: ignore[no-any-return]
         except Exception:  # noqa: BLE001  whatever a constructor makes of what it was never meant for
             return {}
 

@@ -184,7 +184,7 @@ KEYBOARD = '{"position": 1, "access_time": 1.5, "buttons": {"b": %s}, "queries":
 BAD_ROWS = {
     "broken JSON": ("chat/1", '{"n": ', "not valid JSON"),
     "no object": ("chat/1", "[1]", "a list where ContextTypes says dict"),
-    "nested too deep": ("chat/1", '{"a": ' + "[" * 300 + "]" * 300 + "}", "nested more than 200"),
+    "nested too deep": ("chat/1", '{"a": ' + "[" * 300 + "]" * 300 + "}", "nested more than 254"),
     "a document of another kind": ("chat/1", '{"$tuple": []}', "a tuple where ContextTypes says"),
     "an unknown tag": ("chat/1", '{"a": {"$unheard": 1}}', "unheard"),
     "no id": ("chat/me", "{}", "'me' is not the id of a chat"),

@@ -57,7 +57,8 @@ def _take_ordered(value: Any) -> Any:
 
 
 def _take_defaultdict(value: Any) -> Any:
-    return defaultdict(value.default_factory, _take_dict(value))
+    factory = vars(defaultdict)["default_factory"].__get__(value)
+    return defaultdict(factory, _take_dict(value))
 
 
 def _fill_defaultdict(value: Any, items: defaultdict[Any, Any]) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 from enum import Enum, Flag
-from typing import Any, Final
+from typing import Any
 
 from kvpersist.codec.bases import Base, base_of
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder
-from kvpersist.codec.form import BASE, Form, qualified, text_form
+from kvpersist.codec.form import BASE, Form, text_form
 from kvpersist.codec.models import pydantic_form, struct_form
-from kvpersist.codec.state import State, slots
-from kvpersist.errors import ConfigurationError, EncodeError
-
-_POINTER: Final = tuple.__itemsize__
-_INHERITED: Final = ("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__")
+from kvpersist.codec.protocol import CALLS, check_layout, check_protocol
+from kvpersist.codec.state import State
+from kvpersist.errors import EncodeError
 
 
 def adopt(kind: type, tag: str) -> Form:
@@ -33,32 +31,10 @@ def adopt(kind: type, tag: str) -> Form:
     if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
         return _named_tuple_form(kind, tag)
     base = base_of(kind)
-    _check_protocol(kind, base.kind if base else object)
+    check_protocol(kind, base.kind if base else object, CALLS)
+    if base is None:
+        check_layout(kind)
     return _subclass_form(kind, tag, base) if base else _object_form(kind, tag)
-
-
-def _check_protocol(kind: type, base: type) -> None:
-    """Refuse what is restored by calling something, or keeps what Python code cannot see."""
-    for name in _INHERITED:
-        if getattr(kind, name, None) not in {
-            getattr(base, name, None),
-            getattr(object, name, None),
-        }:
-            raise ConfigurationError(
-                f"{qualified(kind)} has a {name} of its own; "
-                "use Codec.register with encode= and decode="
-            )
-    if base is object and _hides_something(kind):
-        raise ConfigurationError(
-            f"{qualified(kind)} is not written in Python; "
-            "use Codec.register with encode= and decode="
-        )
-
-
-def _hides_something(kind: type) -> bool:
-    """Whether there is more to an object than its attributes: pickle asks the same way."""
-    pointers = len(dict(slots(kind))) + 2  # and one each for __dict__ and __weakref__
-    return kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER or kind.__itemsize__ > 0
 
 
 def _object_form(kind: type, tag: str) -> Form:
@@ -95,11 +71,15 @@ def _named_tuple_form(kind: Any, tag: str) -> Form:
     defaults: dict[str, Any] = getattr(kind, "_field_defaults", {})
 
     def encode(value: Any, encoder: Encoder) -> object:
-        items = tuple.__iter__(value)
-        return {
-            **encoder.attributes(dict(zip(fields, items, strict=True))),
-            **state.encode(value, encoder),
-        }
+        own = dict(zip(fields, tuple.__iter__(value), strict=False))
+        if not len(own) == len(fields) == tuple.__len__(value):
+            raise EncodeError(f"a {kind.__qualname__} whose items are not those of its _fields")
+        payload, attributes = encoder.attributes(own), state.encode(value, encoder)
+        if both := payload.keys() & attributes.keys():
+            raise EncodeError(
+                f"an attribute that is called as a field: {', '.join(both)}; rename it"
+            )
+        return payload | attributes
 
     def decode(payload: dict[str, Any], decoder: Decoder) -> Any:
         own = decoder.members({name: payload.pop(name) for name in fields if name in payload})
@@ -129,7 +109,17 @@ def _enum_form(kind: type[Enum], tag: str) -> Form:
             return value._name_
         return encoder.value(int(value._value_))  # more than one flag, or none
 
-    def decode(payload: Any, _: Decoder) -> Enum:
-        return members[payload] if type(payload) is str else kind(payload)
+    def decode(payload: Any, decoder: Decoder) -> Enum:
+        if type(payload) is str:
+            return members[payload]
+        number = decoder.value(payload)
+        if type(number) is not int:
+            raise TypeError("flags are a number")
+        value = kind(number)
+        # The boundary of the class may let it drop bits, or return an int. Python 3.10 had negative
+        # combinations, which are others now.
+        if type(value) is not kind or value._value_ != number >= 0:
+            raise ValueError(f"{kind.__qualname__} has not all of these flags any more")
+        return value
 
-    return Form(tag, encode, decode, (str, int))
+    return Form(tag, encode, decode, (str, int, dict))

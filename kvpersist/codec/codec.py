@@ -12,7 +12,15 @@ import orjson
 
 from kvpersist.codec import classes, containers, scalars, times, values
 from kvpersist.codec.decoder import Decoder
-from kvpersist.codec.encoder import DEPTH_LIMIT, Encode, Encoder, asked, changed, tagging
+from kvpersist.codec.encoder import (
+    DEPTH_LIMIT,
+    Encode,
+    Encoder,
+    asked,
+    raised,
+    tagging,
+    too_deep,
+)
 from kvpersist.codec.form import BASE, Extension, Form, Named, qualified
 from kvpersist.codec.plain import plain_text
 from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
@@ -268,24 +276,28 @@ def _tag(name: str) -> str:
 
 def _text(make: Callable[[Encoder], object], encoders: _Encoders) -> bytes:
     try:
+        payload = make(Encoder(encoders, careful=False))
         try:
-            return orjson.dumps(make(Encoder(encoders, careful=False)))
+            return orjson.dumps(payload)
         except orjson.JSONEncodeError:
-            return orjson.dumps(make(Encoder(encoders, careful=True)))
+            return _written(make(Encoder(encoders, careful=True)))
     except EncodeError as error:
         if len(error.path) > _PATH_LENGTH:
             error.path = error.path[:_PATH_LENGTH] + "…"
         raise
+    except Exception as error:  # a class of the user's may raise anything while it is looked at
+        raise raised(error) from error
+
+
+def _written(payload: object) -> bytes:
+    try:
+        return orjson.dumps(payload)
     except orjson.JSONEncodeError as error:
+        if "Recursion" in str(error):
+            raise too_deep() from error
         raise EncodeError(
             f"JSON has no words for it: {error}; keep names to what UTF-8 has"
         ) from error
-    except RecursionError as error:
-        raise EncodeError("nested too deep for the stack of Python; make it flatter") from error
-    except RuntimeError as error:
-        raise changed() from error
-    except Exception as error:  # a class of the user's may raise anything while it is looked at
-        raise EncodeError(f"it raised {type(error).__name__}: {error}") from error
 
 
 def _row(form: Form, payload: object) -> object:

@@ -9,7 +9,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final
 
 from kvpersist.codec.decoder import Decoder, pair
-from kvpersist.codec.encoder import Encoder, ordered
+from kvpersist.codec.encoder import SAME_HASHES, Encoder, crowded, ordered
 from kvpersist.codec.form import Form, qualified
 from kvpersist.errors import EncodeError
 
@@ -22,13 +22,33 @@ _FACTORIES: Final[Mapping[str, type]] = {
 }
 
 
+def _mapping(payload: Any, decoder: Decoder) -> dict[Any, Any]:
+    """Do as `Decoder.mapping` does, in time: keys that JSON has words for do not have one hash.
+
+    Raises:
+        ValueError: Also for too many keys of one hash.
+    """
+    if type(payload) is list and len(payload) > SAME_HASHES:
+        tagged = [entry for entry in payload if type(pair(entry)[0]) is dict]
+        for entry in tagged:
+            entry[0] = decoder.value(entry[0])
+        _check_hashes([key for key, _ in tagged])
+    return decoder.mapping(payload)
+
+
+def _check_hashes(keys: list[Any]) -> None:
+    if crowded(keys):
+        raise ValueError(f"more than {SAME_HASHES} keys or items have the same hash")
+
+
 def unique(payload: list[Any], decoder: Decoder) -> frozenset[Any]:
     """Return the items of a set.
 
     Raises:
-        ValueError: Two of them are the same.
+        ValueError: Two of them are the same, or too many have the same hash.
     """
-    items = frozenset(decoder.items(payload))
+    _check_hashes(decoder.items(payload))
+    items = frozenset(payload)
     if len(items) != len(payload):
         raise ValueError("two items are the same")
     return items
@@ -83,11 +103,11 @@ def defaultdict_form(names: Mapping[type, str], types: Mapping[str, type]) -> Fo
     def decode(payload: list[Any], decoder: Decoder) -> defaultdict[Any, Any]:
         name, items = pair(payload)
         if name is None:
-            return defaultdict(None, decoder.mapping(items))
+            return defaultdict(None, _mapping(items, decoder))
         factory = types.get(name[1:]) if name[:1] == ":" else _FACTORIES.get(name)
         if factory is None:
             raise ValueError(f"the factory {name!r} is not known; add it to types=")
-        return defaultdict(factory, decoder.mapping(items))
+        return defaultdict(factory, _mapping(items, decoder))
 
     return Form("$defaultdict", encode, decode, (list,))
 
@@ -127,7 +147,7 @@ FORMS: Final[dict[type, Form]] = {
     dict: Form(
         "$dict",
         lambda value, encoder: encoder.of_dict(value),
-        lambda payload, decoder: decoder.mapping(payload),
+        _mapping,
         (list,),
     ),
     tuple: Form(
@@ -150,13 +170,13 @@ FORMS: Final[dict[type, Form]] = {
     OrderedDict: Form(
         "$ordereddict",
         _items,
-        lambda payload, decoder: OrderedDict(decoder.mapping(payload)),
+        lambda payload, decoder: OrderedDict(_mapping(payload, decoder)),
         (dict, list),
     ),
     Counter: Form(
         "$counter",
         _items,
-        lambda payload, decoder: Counter(decoder.mapping(payload)),
+        lambda payload, decoder: Counter(_mapping(payload, decoder)),
         (dict, list),
     ),
     SimpleNamespace: Form(

@@ -8,7 +8,8 @@ of an error is put together while it is on its way up, so that it costs nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain, takewhile
 from typing import Any, Final, TypeAlias
 
@@ -20,8 +21,11 @@ from kvpersist.errors import EncodeError
 
 Encode: TypeAlias = Callable[["Encoder", Any], object]
 
-DEPTH_LIMIT: Final = 200
-"""Levels of brackets in the text; orjson gives up at 254, and Python's own stack is not endless."""
+DEPTH_LIMIT: Final = 254
+"""Levels of brackets in the text. orjson has the last word, which is the same; an encoder counts
+some of them only, so that it ends for what contains itself."""
+SAME_HASHES: Final = 1000
+"""How many keys of one hash there may be: what they take grows with the square of their number."""
 _STEP_LENGTH: Final = 40
 
 _MANY: Final = 16
@@ -40,7 +44,9 @@ def show_key(key: object) -> str:
     """Return a step of a path, as ``["cart"]``."""
     if type(key) is str:
         shown = json.dumps(key, ensure_ascii=False)
-    elif type(key) in {int, float, bool, bytes, type(None)}:
+    elif type(key) is int:  # Python refuses to write very long ones in decimal
+        shown = str(key) if abs(key) < 10**_STEP_LENGTH else hex(key)
+    elif type(key) in {float, bool, bytes, type(None)}:
         shown = repr(key)
     else:
         shown = f"<{type(key).__qualname__}>"
@@ -128,7 +134,9 @@ class Encoder:
     def _plain_text(self, value: object) -> bytes | None:
         """Return a part of the document as JSON if it is plain; not for parts of small parts."""
         if 0 < self._depth <= _LOOK_AHEAD:
-            return plain_text(value, DEPTH_LIMIT - self._depth)
+            # Nothing writes more than two brackets for each level that it counts, and orjson does
+            # not look into the text.
+            return plain_text(value, DEPTH_LIMIT - 2 * self._depth)
         return None
 
     def mapping(
@@ -169,6 +177,7 @@ class Encoder:
 
     def _pairs(self, members: dict[Any, Any], first: object) -> list[list[Any]]:
         """Return pairs of all; what comes before the key `first` is in its final form already."""
+        refuse_crowds(members)
         self._depth += 1
         plain, encoders = self._plain, self._encoders
         rest = iter(members.items())
@@ -192,10 +201,7 @@ class Encoder:
     def _enter(self) -> None:
         self._depth += 1
         if self._depth > DEPTH_LIMIT:
-            raise EncodeError(
-                f"nested more than {DEPTH_LIMIT} levels deep, or it contains itself; "
-                "keep ids in place of the objects they stand for"
-            )
+            raise too_deep()
 
 
 def tagging(form: Form) -> Encode:
@@ -205,9 +211,14 @@ def tagging(form: Form) -> Encode:
         return lambda _, value: {tag: to_text(value)}
 
     def tagged(encoder: Encoder, value: Any) -> dict[str, object]:
-        encoder._depth += 1  # noqa: SLF001  a method would cost one call more for each value
-        payload = encode(value, encoder)
-        encoder._depth -= 1  # noqa: SLF001
+        encoder._depth += 1  # noqa: SLF001  its own class; a method would cost one call more
+        try:
+            payload = encode(value, encoder)
+        except EncodeError:
+            raise
+        except Exception as error:
+            raise raised(error) from error
+        encoder._depth -= 1  # noqa: SLF001  its own class
         return {tag: payload}
 
     return tagged
@@ -228,6 +239,7 @@ def ordered(encoder: Encoder, values: Iterable[Any]) -> list[Any]:
     Otherwise the same set would be another text after every restart, and written again.
     """
     items = list(values)
+    refuse_crowds(items)
     kinds = {*map(type, items)}
     if kinds <= {str} or kinds <= {int}:
         return encoder.items(sorted(items))
@@ -239,16 +251,47 @@ def asked(function: Callable[[Any], object], value: Any) -> object:
     try:
         return function(value)
     except Exception as error:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
         raise EncodeError(
-            f"{function.__qualname__} of {type(value).__qualname__} raised "
-            f"{type(error).__name__}: {error}"
+            f"{name} of {type(value).__qualname__} raised {type(error).__name__}: {error}"
         ) from error
+
+
+def crowded(keys: Collection[Any]) -> bool:
+    """Whether putting the keys into a dict or set takes long, because many have one hash."""
+    return len(keys) > SAME_HASHES and max(Counter(map(hash, keys)).values()) > SAME_HASHES
+
+
+def refuse_crowds(keys: Collection[Any]) -> None:
+    """Raise an error for keys that could be stored but not read."""
+    if crowded(keys):
+        raise EncodeError(
+            f"more than {SAME_HASHES} keys or items with the same hash; give their class a better "
+            "__hash__, or keep a list"
+        )
+
+
+def raised(error: Exception) -> EncodeError:
+    """Return the error for what Python, or a class of the user's, raised at a look at a value."""
+    if isinstance(error, RecursionError):
+        return EncodeError("nested too deep for the stack of Python; make it flatter")
+    if isinstance(error, RuntimeError) and "during iteration" in str(error):
+        return changed()
+    return EncodeError(f"it raised {type(error).__name__}: {error}")
 
 
 def under(step: str, error: EncodeError) -> EncodeError:
     """Note that the place of an error is one step further down."""
     error.path = step + error.path
     return error
+
+
+def too_deep() -> EncodeError:
+    """Return the error for a container that has more levels than can be written."""
+    return EncodeError(
+        f"nested more than {DEPTH_LIMIT} levels deep, or it contains itself; "
+        "keep ids in place of the objects they stand for"
+    )
 
 
 def changed() -> EncodeError:

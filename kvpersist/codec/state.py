@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import MemberDescriptorType
 from typing import Any, Final, TypeAlias
@@ -24,6 +24,8 @@ Default: TypeAlias = Callable[[Any], Any]
 """Makes the value of a field for an object."""
 
 _STATE: Final = "$state"
+_CACHED_HASH: Final = "_attrs_cached_hash"
+"""Where attrs keeps the hash of an object, which is another one in the next process."""
 _GENERATED: Final = {
     ("dataclasses", "_dataclass_getstate"),
     ("dataclasses", "_dataclass_setstate"),
@@ -42,6 +44,7 @@ class State:
         named = [name for name in _field_names(kind) if name in members]
         self._slots = {name: members[name] for name in (*named, *members)}
         self._has_dict = kind.__dictoffset__ != 0
+        self._is_attrs = hasattr(kind, "__attrs_attrs__")
         self._defaults = dict(_defaults(kind))
         self._fields = self._defaults.keys() | set(_required(kind))
         self._get: Callable[[Any], object] | None = _own(kind, "__getstate__")
@@ -51,13 +54,9 @@ class State:
         """Return a JSON object, one member for each attribute."""
         if self._get is not None:
             return {_STATE: encoder.value(asked(self._get, value))}
-        attributes = self._attributes(value)
+        attributes = self.attributes(value)
         if not attributes.keys() >= self._fields:
-            missing = self._fields - attributes.keys()
-            raise EncodeError(
-                f"a {type(value).__qualname__} without its {', '.join(sorted(missing))}; "
-                "an object must be complete to be stored"
-            )
+            raise incomplete(value, self._fields - attributes.keys())
         if _STATE in attributes or BASE in attributes:
             raise EncodeError(f"an attribute that is called {_STATE} or {BASE}; rename it")
         return encoder.attributes(attributes)
@@ -73,33 +72,29 @@ class State:
         elif BASE in payload:
             raise ValueError(f"{type(value).__qualname__} derives from no builtin type any more")
         elif self._set is not None:
-            self._set(value, self._as_pickle_has_it(decoder.members(payload)))
+            if payload:  # pickle calls it for nothing less
+                self._set(value, self._as_pickle_has_it(decoder.members(payload)))
         else:
             self._fill(value, decoder.members(payload))
 
-    def _attributes(self, value: Any) -> dict[str, Any]:
+    def attributes(self, value: Any) -> dict[str, Any]:
+        """Return the attributes that an object has."""
         attributes = vars(value).copy() if self._has_dict else {}
         for name, slot in self._slots.items():
             try:
                 attributes[name] = slot.__get__(value)
             except AttributeError:  # noqa: PERF203  a slot may be empty
                 continue
+        if self._is_attrs and _CACHED_HASH in attributes:
+            attributes[_CACHED_HASH] = None
         return attributes
 
-    def _fill(self, value: Any, attributes: dict[str, Any]) -> None:
-        self._put(value, attributes)
-        if attributes.keys() >= self._fields:
-            return
-        missing = self._fields - attributes.keys()
-        if lost := missing - self._defaults.keys():
-            raise ValueError(
-                f"it has no {', '.join(sorted(lost))}; a field that is added later needs a default"
-            )
-        # In the order of the class: a default of attrs may look at what comes before it.
-        for name in filter(missing.__contains__, self._defaults):
-            self._put(value, {name: self._defaults[name](value)})
+    def put(self, value: Any, attributes: dict[str, Any]) -> None:
+        """Give `value` some attributes, past its `__setattr__`.
 
-    def _put(self, value: Any, attributes: dict[str, Any]) -> None:
+        Raises:
+            ValueError: There is no place for one.
+        """
         if self._has_dict and not self._slots:
             vars(value).update(attributes)
             return
@@ -114,22 +109,46 @@ class State:
         elif rest:
             raise ValueError(f"{type(value).__qualname__} has no {', '.join(rest)} any more")
 
+    def _fill(self, value: Any, attributes: dict[str, Any]) -> None:
+        self.put(value, attributes)
+        if attributes.keys() >= self._fields:
+            return
+        missing = self._fields - attributes.keys()
+        if lost := missing - self._defaults.keys():
+            raise ValueError(
+                f"it has no {', '.join(sorted(lost))}; a field that is added later needs a default"
+            )
+        # In the order of the class: a default of attrs may look at what comes before it.
+        for name in filter(missing.__contains__, self._defaults):
+            self.put(value, {name: self._defaults[name](value)})
+
     def _set_any(self, value: Any, state: Any) -> None:
         if self._set is not None:
-            self._set(value, state)
+            if state is not None:  # likewise
+                self._set(value, state)
             return
         # Without the hook pickle takes the attributes, or two dicts: those without slots first.
-        for attributes in state if type(state) is tuple else (state,):
-            if attributes is not None:
-                if _STATE in attributes or BASE in attributes:
-                    raise ValueError(f"{_STATE} and {BASE} are no attributes")
-                self._put(value, attributes)
+        attributes: dict[str, Any] = {}
+        for part in state if type(state) is tuple else (state,):
+            attributes = attributes if part is None else {**attributes, **part}
+        if _STATE in attributes or BASE in attributes:
+            raise ValueError(f"{_STATE} and {BASE} are no attributes")
+        # What a hook has left out stays away; a class that has none any more wants all its fields.
+        (self._fill if self._get is None else self.put)(value, attributes)
 
     def _as_pickle_has_it(self, attributes: dict[str, Any]) -> object:
         slots = {name: attributes.pop(name) for name in self._slots if name in attributes}
         if not slots:
             return attributes
         return attributes or None, slots
+
+
+def incomplete(value: object, missing: Iterable[str]) -> EncodeError:
+    """Return the error for an object that lacks attributes which all of its class have."""
+    return EncodeError(
+        f"a {type(value).__qualname__} without its {', '.join(sorted(missing))}; "
+        "an object must be complete to be stored"
+    )
 
 
 def become(value: Any, other: Any) -> None:
@@ -164,7 +183,8 @@ def _own(kind: type, name: str) -> Any:
     hook = getattr(kind, name, None)
     if hook is None or hook is getattr(object, name, None):
         return None
-    return None if (hook.__module__, hook.__name__) in _GENERATED else hook
+    names = (getattr(hook, "__module__", None), getattr(hook, "__name__", None))
+    return None if names in _GENERATED else hook
 
 
 def _defaults(kind: type) -> Iterator[tuple[str, Default]]:
@@ -176,10 +196,8 @@ def _defaults(kind: type) -> Iterator[tuple[str, Default]]:
         for field in dataclasses.fields(kind):
             if field.default_factory is not dataclasses.MISSING:
                 yield field.name, _calling(field.default_factory)
-            elif (
-                field.init
-                and field.default is not dataclasses.MISSING
-                and isinstance(getattr(kind, field.name), MemberDescriptorType)
+            elif field.default is not dataclasses.MISSING and isinstance(
+                getattr(kind, field.name), MemberDescriptorType
             ):
                 yield field.name, _always(field.default)
     for attribute in getattr(kind, "__attrs_attrs__", ()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from pickle import PicklingError
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -82,9 +83,21 @@ def _offset_of(text: str) -> timezone:
 
 
 def _zone_key(zone: ZoneInfo) -> str:
-    if zone.key is None or not _ZONE.fullmatch(zone.key):
-        raise EncodeError(f"the ZoneInfo {zone!r}, which has no name in the tz database")
+    if not _is_known(zone):
+        raise EncodeError(
+            f"the ZoneInfo {zone!r}, which was read from a file or has no name in the tz database; "
+            "keep ZoneInfo(name)"
+        )
     return zone.key
+
+
+def _is_known(zone: ZoneInfo) -> bool:
+    """Whether its name says all about a zone: one from a file may have the name of another."""
+    try:
+        zone.__reduce__()
+    except PicklingError:
+        return False
+    return _ZONE.fullmatch(zone.key) is not None
 
 
 def _zone_value(payload: str) -> ZoneInfo:

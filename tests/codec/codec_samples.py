@@ -200,6 +200,8 @@ class Mixed(Secretive):
 class Connection:
     """As pickle's users write them: what cannot be stored is left out and made again."""
 
+    host: Any = None  # pickle calls no __setstate__ for a state of None
+
     def __init__(self, host: Any) -> None:
         self.host = host
         self.handle = object()

@@ -124,6 +124,8 @@ def test_any_bytes_are_read_or_refused(text: bytes) -> None:
         (b'{"$:Plain":{"$base":{}}}', "derives from no builtin type"),
         (b'{"$:Plain":{"$state":{"$state":1,"a":2}}}', "are no attributes"),
         (b'{"$:Plain":{"$state":{"$base":1,"a":2}}}', "are no attributes"),
+        (b'{"$:Plain":{"$state":[["a",2]]}}', "not a mapping"),
+        (b'{"$:Address":{"$state":null}}', "it has no street"),
         (b'{"$:money":3}', "cannot read $:money"),
         (b'{"$telegram.Bot":null}', "no bot is running"),
         (b'{"$eval":"1"}', "is not known"),
@@ -143,6 +145,22 @@ def test_what_cannot_be_read_is_refused_with_its_reason(text: bytes, reason: str
     assert caught.value.key == ""
 
 
+def _patterns(source: str, count: int) -> bytes:
+    """Return a row with many patterns, no two of which are the same."""
+    patterns = [{"$pattern": [f"{source}{at}", 32]} for at in range(count)]
+    return orjson.dumps(patterns)
+
+
+def _same_hashes() -> list[Any]:
+    """Return what 50000 different ints of one hash are stored as."""
+    return [{"$int": hex((2**61 - 1) * at)} for at in range(50, 50050)]
+
+
+def _minus(at: int) -> Any:
+    """Return what one of 65536 different tuples of one hash is stored as: -1 has that of -2."""
+    return {"$tuple": [-1 - (at >> bit & 1) for bit in range(16)]}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -151,7 +169,18 @@ def test_what_cannot_be_read_is_refused_with_its_reason(text: bytes, reason: str
         b'{"$set":[{"$decimal":"1E+999999999"},{"$decimal":"-1E-999999999"}]}',
         b'{"$pattern":["(?i)' + b"[a-\xf4\x8f\xbf\xbf]" * 180 + b'",32]}',
         b'{"$pattern":["(((a{999}){999}){999}){999}",32]}',
+        _patterns("[Ā-ȀЀ]" * 150, 500),
+        _patterns("(?i)" + "[--\U0010ffff]" * 9, 500),
+        _patterns(r"(?i)" + r"[a-\U0010ffff]" * 9, 500),
+        _patterns(r"(?i)" + r"[a-\uffff]" * 99, 500),
         b"[" * 900 + b'"$"' + b"]" * 900,
+        orjson.dumps({"$set": _same_hashes()}),
+        orjson.dumps({"$frozenset": [{"$tuple": [_minus(at)]} for at in range(2**16)]}),
+        *(
+            orjson.dumps({tag: [[key, 1] for key in _same_hashes()]})
+            for tag in ("$dict", "$counter", "$ordereddict")
+        ),
+        orjson.dumps({"$defaultdict": ["int", [[key, 1] for key in _same_hashes()]]}),
     ],
 )
 def test_no_payload_takes_long(text: bytes) -> None:

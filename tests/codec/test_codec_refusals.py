@@ -6,30 +6,42 @@ import inspect
 import re
 import sys
 import threading
-from collections import Counter, OrderedDict, UserDict, defaultdict
-from contextlib import suppress
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque
+from collections.abc import Callable
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
+from ipaddress import ip_interface, ip_network
 from pathlib import PurePath, PureWindowsPath
-from types import MappingProxyType, SimpleNamespace
+from types import CellType, MappingProxyType, SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
+import orjson
+import pydantic
 import pytest
 from codec_samples import (
     Access,
     Box,
     Cart,
     Color,
+    Connection,
     Mode,
+    Money,
     Name,
+    NamedPair,
     Order,
+    Pair,
     Plain,
     Point,
     Profile,
+    Queue,
     Slotted,
+    Ticket,
     Zone,
     make_codec,
+    with_attributes,
 )
 
 from kvpersist.codec import Codec, Named
@@ -55,6 +67,20 @@ class Colour(str):
     pass
 
 
+class Forgetful(pydantic.BaseModel):
+    __slots__ = ("lost",)
+
+
+class OwnModel(pydantic.BaseModel):
+    def __setstate__(self, state: Any) -> None:
+        raise AssertionError
+
+
+class OwnStruct(msgspec.Struct):
+    def __reduce__(self) -> Any:
+        raise AssertionError
+
+
 def _cycle() -> list[Any]:
     cycle: list[Any] = []
     cycle.append([cycle])
@@ -65,6 +91,11 @@ def _incomplete() -> Order:
     order = Order("a")
     del order.item
     return order
+
+
+def _with_note(value: Any) -> Any:
+    value.note = "mine"
+    return value
 
 
 def _odd_attribute() -> Plain:
@@ -81,15 +112,26 @@ def _half_constructed() -> Profile:
     return Profile.model_construct(_fields_set={"nothing"}, name="a")
 
 
-def _deep(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
+def _half_private() -> Profile:
+    profile = Profile(name="a")
+    del profile._secret
+    return profile
+
+
+def _half_struct() -> Ticket:
+    ticket = Ticket(1)
+    del ticket.note
+    return ticket
+
+
+def _nested(make: Callable[[Any], Any], value: Any, times: int) -> Any:
+    for _ in range(times):
+        value = make(value)
     return value
 
 
-class _Endless(dict[Any, Any]):
-    pass
+def _deep(levels: int) -> Any:
+    return _nested(lambda value: [value], 1, levels)
 
 
 @pytest.mark.parametrize(
@@ -107,17 +149,27 @@ class _Endless(dict[Any, Any]):
         ({"k": {Colour("red"): 1}}, '["k"][<Colour>]', "Colour"),
         ({b"k": {1.5: {None: object()}}}, "[b'k'][1.5][None]", "a value of type object"),
         (_cycle(), None, "contains itself"),
-        (_deep(300), None, "more than 200 levels"),
+        (_deep(300), None, "more than 254 levels"),
         (_incomplete(), "", "without its item"),
         (_odd_attribute(), "", "an attribute whose name is no str"),
         (_bad_name(), "", "an attribute whose name is no str"),
         (Plain(**{"$state": 1}), "", "rename it"),
         (_half_constructed(), "", "model_fields_set"),
+        ([_half_private()], "[0]", "without its _secret"),
+        ({"a": _half_struct()}, '["a"]', "without its note"),
+        ([tuple.__new__(Pair, (1,))], "[0]", "items are not those of its _fields"),
+        ([tuple.__new__(Pair, (1, 2, 3))], "[0]", "items are not those of its _fields"),
+        ([with_attributes(NamedPair(1), {"first": 2})], "[0]", "called as a field: first"),
         (defaultdict(lambda: 1), "", "no class but a function"),
         ([defaultdict(Unlisted)], "[0]", "add Unlisted to types="),
         (Fraction(1, 2**70000), "", "more than 65536 bits"),
         (re.compile("a" * 5000), "", "more than 1000 characters"),
         (re.compile("a", re.DEBUG), "", "re.DEBUG"),
+        ([re.compile(Colour("red"))], "[0]", "Colour; compile a str"),
+        ([re.compile("a" * 990 + str(i)) for i in range(21)], "[20]", "more than 20000 characters"),
+        ([_with_note(ip_network("10.0.0.0/8"))], "[0]", "attributes (note) of an IPv4Network"),
+        ([_with_note(ip_interface("::1/8"))], "[0]", "attributes (note) of an IPv6Interface"),
+        (_with_note(ip_interface("::1/8").network), "", "attributes (note) of an IPv6Network"),
         (datetime(2026, 1, 2, tzinfo=Zone()), "", "Zone"),
         (MappingProxyType(UserDict()), "", "MappingProxyType"),
         (Failing(), "", "OSError: no state"),
@@ -137,11 +189,12 @@ def test_a_refusal_names_place_type_and_remedy(value: Any, path: str | None, rea
 
 
 def test_a_zone_without_a_name_is_refused() -> None:
-    """A ZoneInfo that was read from a file cannot be found again."""
-    with open("/usr/share/zoneinfo/Europe/Berlin", "rb") as file:  # noqa: PTH123
-        zone = ZoneInfo.from_file(file)
-    with pytest.raises(EncodeError, match="no name in the tz database"):
-        CODEC.encode(zone)
+    """A ZoneInfo that was read from a file cannot be found again, whatever it is called."""
+    for key in (None, "America/New_York"):
+        with open("/usr/share/zoneinfo/Europe/Berlin", "rb") as file:  # noqa: PTH123
+            zone = ZoneInfo.from_file(file, key=key)
+        with pytest.raises(EncodeError, match="no name in the tz database"):
+            CODEC.encode(datetime(2026, 1, 2, tzinfo=zone))
 
 
 def test_a_path_whose_text_means_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,26 +219,80 @@ def test_an_empty_slot_of_a_field_is_refused() -> None:
         CODEC.encode(object.__new__(Slotted))
 
 
-def test_the_limit_of_nesting_is_the_same_both_ways() -> None:
-    """Whatever can be stored can be read."""
-    for make in (
+def _brackets(text: bytes) -> int:
+    """Count how deep the brackets of a text are nested, those of empty arrays aside."""
+    depth = deepest = 0
+    for bracket in re.findall(rb"[][{}]", re.sub(rb'"(?:[^"\\]|\\.)*"|\[\]', b"", text)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+@pytest.mark.parametrize("leaf", [1, [], (), [1.5], (1,), {"a": 1}, "\ud800", Color.RED], ids=repr)
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda inner: [inner],
         lambda inner: (inner,),
         lambda inner: {1: inner},
         lambda inner: {"a": inner},
-        lambda inner: Order("a", inner),
+        lambda inner: {"$a": inner},
+        lambda inner: {"a": inner, **dict.fromkeys("bcdefghijklmnopqrstu")},
+        lambda inner: [inner, *range(20)],
+        lambda inner: deque([inner]),
+        lambda inner: deque([inner], 1),
+        lambda inner: OrderedDict(a=inner),
+        lambda inner: Counter({1: inner}),
         lambda inner: defaultdict(int, {1: inner}),
-        Box,
+        lambda inner: defaultdict(int, a=inner),
+        lambda inner: SimpleNamespace(a=inner),
+        lambda inner: MappingProxyType({"a": inner}),
+        lambda inner: Order("a", inner),
+        lambda inner: Profile(name=inner),
+        lambda inner: Profile.model_validate({"name": 1, "more": inner}),
         lambda inner: Cart({1: inner}),
-    ):
-        value: Any = 1
-        levels = 0
-        with suppress(EncodeError):
-            while text := CODEC.encode(value):
-                assert CODEC.encode(CODEC.decode(text)) == text
-                value = make(value)
-                levels += 1
-        assert 40 <= levels <= 210, make(1)
+        lambda inner: Queue([inner]),
+        lambda inner: Connection([inner, *range(20)]),
+        lambda inner: Money(inner, "EUR"),
+        Box,
+        Connection,
+        Pair,
+        Ticket,
+    ],
+)
+def test_254_levels_of_brackets_are_stored_and_read_and_no_more(
+    make: Callable[[Any], Any], leaf: Any
+) -> None:
+    """The limit is that of the text, whatever the containers are, and the same both ways."""
+    first, second = (_brackets(CODEC.encode(_nested(make, leaf, times))) for times in (1, 2))
+    most = (254 - first) // (second - first) + 1
+    text = CODEC.encode(_nested(make, leaf, most))
+    assert 254 - (second - first) < _brackets(text) <= 254
+    assert CODEC.encode(CODEC.decode(text)) == text
+    with pytest.raises(EncodeError, match="nested more than 254 levels deep"):
+        CODEC.encode(_nested(make, leaf, most + 1))
+
+
+class Same(int):
+    """All objects of the class have one hash."""
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_1000_keys_of_one_hash_are_stored_and_read_and_no_more() -> None:
+    """What would take too long to read is not stored either."""
+    codec = Codec([Same])
+    others = list(map(str, range(1000)))
+    most, too_many = ([Same(number) for number in range(count)] for count in (1000, 1001))
+    for make in (set, frozenset, dict.fromkeys, Counter, OrderedDict.fromkeys):
+        value: Any = make([*most, *others])
+        assert codec.decode(codec.encode(value)) == value
+        with pytest.raises(EncodeError, match="more than 1000 keys or items with the same hash"):
+            codec.encode(make([*too_many, *others]))
+        row = codec.encode(value).replace(b'"999"', codec.encode(Same(1000)))
+        with pytest.raises(DecodeError, match="more than 1000 keys or items have the same hash"):
+            codec.decode(row)
 
 
 def test_a_container_that_changes_while_it_is_stored_is_refused() -> None:
@@ -269,7 +376,12 @@ def test_subclasses_are_never_flattened() -> None:
         ([list[int]], "is not a class"),
         ([Named(int, "number")], "leave it out"),
         ([type(threading.Lock())], "not written in Python"),
+        ([CellType], "not written in Python"),
+        ([orjson.Fragment], "not written in Python"),
         ([Nameless], "has a __reduce"),
+        ([Forgetful], r"slots \(lost\), which pydantic"),
+        ([OwnModel], "has a __setstate__"),
+        ([OwnStruct], "has a __reduce__"),
         ([type("Failure", (Exception,), {})], "has a __reduce"),
     ],
 )
@@ -335,10 +447,51 @@ def test_aliases_that_are_one_str_are_refused() -> None:
         Codec([Named(Color, "colour", aliases="Color")])  # type: ignore[arg-type]
 
 
-def test_whatever_a_class_raises_while_it_is_stored_is_told() -> None:
-    """An error of ours names it, and no other comes out of the codec."""
-    with pytest.raises(EncodeError, match="ValueError"):
-        CODEC.encode({10**5000: object()})
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, ValueError])
+def test_whatever_a_class_raises_while_it_is_stored_is_told(error: type[Exception]) -> None:
+    """An error of ours names it and the place, and no other comes out of the codec."""
+    looked_at = []
+
+    class Failing(dict[str, Any]):
+        @property
+        def __dict__(self) -> Any:  # type: ignore[override]
+            looked_at.append(self)
+            raise error("mine")
+
+    codec = Codec([Failing])
+    with pytest.raises(EncodeError, match=f"raised {error.__name__}: mine") as caught:
+        codec.encode({"a": [Failing()]})
+    assert caught.value.path == '["a"][0]'
+    assert len(looked_at) == 1
+    with pytest.raises(EncodeError, match=f"raised {error.__name__}: mine"):
+        codec.encode_document(Failing(), Failing)
+
+
+def test_functions_without_a_name_are_called_as_others() -> None:
+    """Whatever can be called will do, also where its error is told."""
+
+    class Hooked:
+        __getstate__ = partial(lambda *_: {"a": (1,)})
+
+    def fail(_: int, __: Plain) -> None:
+        raise ValueError("mine")
+
+    codec = Codec([Named(Hooked, "it")])
+    codec.register(Plain, encode=partial(fail, 1), decode=lambda _: Plain())
+    assert codec.encode(Hooked()) == b'{"$:it":{"$state":{"a":{"$tuple":[1]}}}}'
+    with pytest.raises(EncodeError, match="partial of Plain raised ValueError: mine"):
+        codec.encode(Plain())
+
+
+def test_every_int_can_be_shown_in_a_path() -> None:
+    """Python itself refuses to write very long ones."""
+    for key, path in (
+        (-(10**12), "[-1000000000000]"),
+        (10**5000, f"[{hex(10**5000)[:40]}…]"),
+    ):
+        with pytest.raises(EncodeError) as caught:
+            CODEC.encode({key: object()})
+        assert caught.value.path == path
 
 
 @pytest.mark.parametrize(

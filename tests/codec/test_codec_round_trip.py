@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import defaultdict
+from ipaddress import ip_interface, ip_network
 from typing import Any
 from uuid import UUID, SafeUUID
 
@@ -50,7 +52,7 @@ def test_sqlite_reads_every_text_as_json(value: Any) -> None:
     """A row is valid JSON for SQLite, and comes back from it as it was."""
     text = CODEC.encode(value)
     with sqlite3.connect(":memory:") as database:
-        row = database.execute("select json_valid(?1), ?1", (text.decode(),)).fetchone()
+        row = database.execute("select json_valid(?), ?", [text.decode()] * 2).fetchone()
     database.close()
     assert row == (1, text.decode())
 
@@ -69,6 +71,22 @@ def test_a_dict_of_two_members_is_not_escaped() -> None:
     """A tagged value has one member; more members cannot be taken for one."""
     assert CODEC.encode({"$tuple": [1], "b": 2}) == b'{"$tuple":[1],"b":2}'
     assert CODEC.decode(b'{"$tuple":[1],"b":2}') == {"$tuple": [1], "b": 2}
+
+
+def test_networks_that_have_worked_something_out_come_back() -> None:
+    """What `ipaddress` keeps in a network for itself is no attribute of the user's."""
+    network, interface = ip_network("10.0.0.0/8"), ip_interface("fe80::1/64")
+    for each in (network, interface.network):
+        assert each.broadcast_address != each.hostmask
+    for value in (network, interface, interface.network):
+        assert CODEC.decode(CODEC.encode(value)) == value
+
+
+def test_patterns_of_one_document_do_not_count_for_another() -> None:
+    """Each document may have as many patterns as any other."""
+    patterns = [re.compile("[a-я]" * 99 + str(at)) for at in range(15)]
+    for _ in range(5):
+        assert CODEC.decode(CODEC.encode(patterns)) == patterns
 
 
 def test_each_occurrence_of_an_object_is_a_copy() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from test_codec_format import NAMES, ROOT, code, make, table_rows
@@ -12,6 +14,11 @@ from kvpersist.errors import EncodeError
 ROWS = table_rows((ROOT / "docs/types.md").read_text())
 LOOP: list[Any] = []
 LOOP.append(LOOP)
+NOTED: Any = ip_network("10.0.0.0/8")
+NOTED.note = "mine"
+with open("/usr/share/zoneinfo/Europe/Berlin", "rb") as file:  # noqa: PTH123
+    FILE_ZONE = ZoneInfo.from_file(file, key="UTC")
+REFUSED = {"LOOP": LOOP, "NOTED": NOTED, "FILE_ZONE": FILE_ZONE}
 
 
 @pytest.mark.parametrize(
@@ -30,4 +37,4 @@ def test_what_is_stored_is_stored_like_that(example: str, stored: str) -> None:
 def test_what_is_refused_is_refused(example: str) -> None:
     """Each example of the last table raises."""
     with pytest.raises(EncodeError):
-        make().encode(eval(example, {**NAMES, "LOOP": LOOP}))
+        make().encode(eval(example, {**NAMES, **REFUSED}))
