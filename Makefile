@@ -42,6 +42,15 @@ oldest:
 	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.11.6"
 	.venv-oldest/bin/pytest $(TESTS)
 
+# Beside the kvpersist of this folder, what it is compared with.
+$(VENV)/bench-installed: $(VENV)/installed
+	$(PIP) install --group bench
+	touch $@
+
+## All benchmarks, side by side with the limit: a table, JSON and a plot in benchmarks/results.
+bench: $(VENV)/bench-installed
+	@$(BIN)/python benchmarks/run.py $(BENCH)
+
 # The demo needs none of the tools that the tests need.
 $(VENV)/demo-installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist -name '*.py')
 	$(PIP) install ".[demo]"

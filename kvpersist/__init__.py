@@ -1,5 +1,6 @@
 """Write-through persistence for python-telegram-bot: every document is one JSON row."""
 
+from kvpersist.application import WriteThroughApplication, application_builder
 from kvpersist.codec import Codec, Named
 from kvpersist.errors import (
     ConfigurationError,
@@ -9,6 +10,7 @@ from kvpersist.errors import (
     KVPersistError,
     NewerSchemaError,
     NotAStoreError,
+    NotInMemoryError,
     OpenError,
     ReadError,
     StoreError,
@@ -31,6 +33,7 @@ __all__ = [
     "Named",
     "NewerSchemaError",
     "NotAStoreError",
+    "NotInMemoryError",
     "OpenError",
     "ReadError",
     "SqliteStore",
@@ -39,4 +42,6 @@ __all__ = [
     "StoreInUseError",
     "UnavailableError",
     "WriteError",
+    "WriteThroughApplication",
+    "application_builder",
 ]

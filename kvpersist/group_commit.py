@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from asyncio import CancelledError
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from kvpersist.errors import OpenError, UnavailableError, WriteError
@@ -25,16 +25,20 @@ LAST_RETRY_DELAY: Final = 60.0
 _MOST_REFUSED: Final = 10
 """Rows that are tried one by one and refused before the rest is left for the next time."""
 
+# Python seeds its hash with a random number, unless it is told one that others may know.
+_SEED: Final = os.urandom(16) if "PYTHONHASHSEED" in os.environ else b""
+
 Changes: TypeAlias = dict[str, bytes | None]
 Refused: TypeAlias = dict[str, BaseException]
 """Why each row that a commit did not write was not written."""
+Waiter: TypeAlias = "asyncio.Future[Refused]"
 
 
 class GroupCommit:
     """Writes rows to a store, many writes a transaction, and keeps those that the store refused.
 
-    It opens the store when it is needed, and remembers a digest of each row that it knows the store
-    to hold, so that a row which has not changed costs nothing.
+    It opens the store when it is needed, and remembers a fingerprint of each row that it knows
+    the store to hold, so that a row which has not changed costs nothing.
 
     Notes:
         All calls must come from the thread of a running event loop. When the loop changes (an
@@ -47,12 +51,13 @@ class GroupCommit:
         self._pending: Changes = {}
         self._in_flight: Changes = {}
         self._refused: dict[str, None] = {}  # an ordered set
-        self._known: dict[str, tuple[bytes, ...]] = {}
+        self._known: dict[str, tuple[int, ...]] = {}
         self._in_use = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._this_commit: asyncio.Future[Refused] | None = None
-        self._next_commit: asyncio.Future[Refused] | None = None
+        self._this_commit: list[Waiter] = []
+        self._next_commit: list[Waiter] = []
         self._committer: asyncio.Task[None] | None = None
+        self._is_led = False
         self._retry: asyncio.TimerHandle | None = None
         self._retry_delay = FIRST_RETRY_DELAY
 
@@ -62,32 +67,32 @@ class GroupCommit:
 
     def remember(self, key: str, *texts: bytes) -> None:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
-        self._known[key] = tuple(map(_digest, dict.fromkeys(texts)))
+        self._known[key] = tuple([_fingerprint(text) for text in texts])
 
     def forget(self, key: str) -> None:
         """Note that the store does not hold this row, as far as is known."""
         self._known.pop(key, None)
 
-    def known(self, key: str) -> tuple[bytes, ...] | None:
+    def known(self, key: str) -> object:
         """Return what the store is known to hold: None, or an object that is new after a change."""
         return self._known.get(key)
 
     def holds(self, key: str, text: bytes) -> bool:
         """Whether the store is known to hold this row with this value, last this class heard."""
-        return _digest(text) in self._known.get(key, ())
+        return _fingerprint(text) in self._known.get(key, ())
 
-    async def read(self, key: str) -> bytes | None:
-        """Return what the store has in this row, which may be behind what is waiting.
+    async def read(self, keys: Collection[str]) -> dict[str, bytes]:
+        """Return what the store has in these rows, which may be behind what is waiting.
 
         Raises:
             OpenError, ReadError: The store's.
         """
         self._in_use = True
         await self._store.open()
-        return (await self._store.read([key])).get(key)
+        return await self._store.read(keys)
 
-    async def scan(self, prefix: str) -> AsyncIterator[Row]:
-        """Write what is waiting, then yield all rows whose key begins with `prefix`.
+    async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
+        """Write what is waiting, then yield all rows whose key begins with `prefix`, in pages.
 
         Raises:
             OpenError, ReadError: The store's.
@@ -99,8 +104,7 @@ class GroupCommit:
             for key in [key for key in self._known if key.startswith(prefix)]:
                 self.forget(key)
         async for page in self._store.scan(prefix):
-            for row in page:
-                yield row
+            yield page
 
     async def write(self, changes: Mapping[str, bytes | None]) -> None:
         """Write rows; None removes one. When this returns they are durable.
@@ -112,19 +116,61 @@ class GroupCommit:
         Raises:
             WriteError: The store refused. The rows are kept and will be tried again.
         """
+        changed = {key: text for key, text in changes.items() if self._is_news(key, text)}
+        if changed:
+            refused = await self._put(changed)
+            if keys := refused.keys() & changed.keys():
+                raise _write_error(keys, refused)
+
+    async def write_row(self, key: str, text: bytes) -> None:
+        """Write one row. As `write`."""
+        if self._is_news(key, text):
+            refused = await self._put({key: text})
+            if key in refused:
+                raise _write_error([key], refused)
+
+    async def write_all(self, changes: Mapping[str, bytes | None]) -> None:
+        """Write rows as `write` does, and wait for all that was handed in before, by whomever.
+
+        Nobody else is given time to join: a commit that can begin at once is made here, without the
+        way through the event loop that a task of its own would take.
+
+        Raises:
+            WriteError: The store refused some of `changes`. They are kept and will be tried again.
+        """
+        self._move_to_running_loop()
+        changed = {}
+        for key, text in changes.items():
+            if key in self._in_flight and key not in self._pending:
+                is_news = self._in_flight[key] != text
+            else:
+                is_news = self._is_news(key, text)
+            if is_news:
+                changed[key] = text
+        self._pending.update(changed)
+        if changed:
+            self._in_use = True
+            refused = await self._commit_here()
+        elif self._next_commit or self._in_flight:
+            refused = await self._join(self._next_commit or self._this_commit)
+        else:
+            return
+        if keys := refused.keys() & changes.keys():
+            raise _write_error(keys, refused)
+
+    def _is_news(self, key: str, text: bytes | None) -> bool:
+        return (
+            text is None
+            or key in self._pending
+            or key in self._in_flight
+            or _fingerprint(text) not in self._known.get(key, ())
+        )
+
+    def _put(self, changed: Changes) -> Waiter:
         self._in_use = True
         self._move_to_running_loop()
-        changed = {
-            key: text
-            for key, text in changes.items()
-            if text is None or self.is_pending(key) or not self.holds(key, text)
-        }
-        if not changed:
-            return
         self._pending.update(changed)
-        refused = await self._join_next_commit()
-        if keys := refused.keys() & changed.keys():
-            raise _write_error(keys, refused)
+        return self._join_next_commit()
 
     async def flush(self) -> None:
         """Write everything that is waiting.
@@ -172,44 +218,78 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
-            self._this_commit = self._next_commit = self._committer = self._retry = None
+            self._committer = self._retry = None
+            self._is_led = False
+            self._this_commit, self._next_commit = [], []
             self._keep_in_flight()
 
-    def _join_next_commit(self) -> asyncio.Future[Refused]:
+    def _join_next_commit(self) -> Waiter:
         """Return what becomes of the commit that begins next, with all that is waiting then."""
-        loop = asyncio.get_running_loop()
         if self._committer is not None and self._committer.done():
             self._end_committer(self._committer)
-        if self._next_commit is None:
-            self._next_commit = loop.create_future()
-        if self._committer is None:
+        waiter = self._join(self._next_commit)
+        self._go_on()
+        return waiter
+
+    def _go_on(self) -> None:
+        """Have somebody make the next commit, if there is to be one."""
+        if self._next_commit and self._committer is None and not self._is_led:
+            loop = asyncio.get_running_loop()
             self._committer = loop.create_task(self._commit_all(), name="kvpersist:commit")
             self._committer.add_done_callback(self._end_committer)
-        # Shielded, because cancelling one of those who wait must not cancel the others.
-        return asyncio.shield(self._next_commit)
+
+    async def _commit_here(self) -> Refused:
+        """Make the next commit, or join it if somebody is at one."""
+        if self._committer is not None or self._is_led:
+            return await self._join_next_commit()
+        self._is_led = True
+        try:
+            refused = await self._commit_pending()
+        except GeneratorExit:  # that of a dead loop: see _commit_all
+            raise
+        except BaseException:
+            # Whether it reached the store is unknown, so it is made again: now, if others wait.
+            self._is_led = False
+            self._keep_in_flight()
+            waiting = [*self._this_commit, *self._next_commit]
+            self._next_commit = [waiter for waiter in waiting if not waiter.done()]
+            self._this_commit = []
+            self._retry_later(CancelledError("the commit was cancelled"))
+            self._go_on()
+            raise
+        self._is_led = False
+        told, self._this_commit = self._this_commit, []
+        _tell(told, refused)
+        self._go_on()
+        return refused
+
+    @staticmethod
+    def _join(commit: list[Waiter]) -> Waiter:
+        # A future for each who waits, because cancelling one must not cancel the others.
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        commit.append(waiter)
+        return waiter
 
     async def _commit_all(self) -> None:
         # Nothing here must run when this coroutine ends early: it may be that of a dead loop, which
         # the garbage collector ends. _end_committer runs even if it never began.
-        while self._next_commit is not None:
-            done, self._next_commit = self._next_commit, None
-            self._this_commit = done
-            done.set_result(await self._commit_pending())
+        while self._next_commit:
+            self._this_commit, self._next_commit = self._next_commit, []
+            _tell(self._this_commit, await self._commit_pending())
+            self._this_commit = []
 
     def _end_committer(self, committer: asyncio.Task[None]) -> None:
         """Clean up after the committer, which has nothing left to do or was cancelled."""
         if committer is not self._committer:
             return
-        waiting = [
-            done for done in (self._this_commit, self._next_commit) if done and not done.done()
-        ]
-        self._committer = self._this_commit = self._next_commit = None
+        waiting = [*self._this_commit, *self._next_commit]
+        self._committer = None
+        self._this_commit, self._next_commit = [], []
         if not committer.cancelled() and committer.exception() is None:
-            return
+            return  # what is pending came in since, and begins the next commit
         self._keep_in_flight()
         interrupted = CancelledError("the commit was cancelled")
-        for done in waiting:
-            done.set_result(dict.fromkeys(self._pending, interrupted))
+        _tell(waiting, dict.fromkeys(self._pending, interrupted))
         self._retry_later(interrupted)
 
     async def _commit_pending(self) -> Refused:
@@ -220,9 +300,9 @@ class GroupCommit:
         """
         before = [key for key in self._refused if key in self._pending]
         refused = await self._commit([key for key in self._pending if key not in self._refused])
-        if not _is_unavailable(refused):
+        if before and not _is_unavailable(refused):
             refused |= await self._commit(before)
-        if not _is_unavailable(refused) and len(refused) > 1:
+        if len(refused) > 1 and not _is_unavailable(refused):
             refused = await self._commit_each([key for key in self._refused if key in refused])
         if refused:
             self._retry_later(next(iter(refused.values())))
@@ -307,5 +387,15 @@ def _write_error(keys: Collection[str], refused: Refused) -> WriteError:
     return error
 
 
-def _digest(text: bytes) -> bytes:
-    return blake2b(text, digest_size=16).digest()
+def _tell(waiters: Iterable[Waiter], refused: Refused) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(refused)
+
+
+def _fingerprint(text: bytes) -> int:
+    """Return what tells two texts of one row apart: 64 bits of SipHash, by a key of this process.
+
+    It decides only whether a row is written again, so it must be fast, and is never stored.
+    """
+    return hash(_SEED + text)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Collection, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
 from os import PathLike
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
 from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 
 from kvpersist import keys
-from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
-from kvpersist.codec import Codec, Named, become
-from kvpersist.errors import ConfigurationError, DecodeError, DocumentError, EncodeError, WriteError
-from kvpersist.group_commit import GroupCommit
+from kvpersist.callback_data import CallbackData
+from kvpersist.codec import Codec, Named
+from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
+from kvpersist.keyboards import Keyboards
+from kvpersist.lazy import Lazy
+from kvpersist.rows import HandedOver, Progress, Rows
 from kvpersist.stores import SqliteStore, Store
 from kvpersist.telegram_objects import TelegramObjects
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
 BD = TypeVar("BD")
-D = TypeVar("D")
 ConversationKey: TypeAlias = tuple[int | str, ...]
 ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
 
-_LOGGER = logging.getLogger("kvpersist")
+
+_HANDED_OVER: Final[ContextVar[HandedOver | None]] = ContextVar("kvpersist", default=None)
+"""In a run of PTB's for the sake of conversations alone: where their rows go."""
+_NOTHING: Final = PersistenceInput(
+    bot_data=False, chat_data=False, user_data=False, callback_data=False
+)
 
 
 class KVPersistence(BasePersistence[UD, CD, BD]):
@@ -50,6 +57,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             ``user_data``, ``chat_data`` and ``bot_data`` come back as instances of their classes.
         types: The bot's own classes that documents, states and callback data may contain, each as
             itself or as `Named`. Classes in `context_types` need not be listed.
+        lazy: Read the data of a chat or user when an update or job first uses it, not at the start.
+            Only for `application_builder`. See `load` for the data of others.
+        max_documents: How many chats, and how many users, `lazy` keeps in memory: those that were
+            used last. Those that are in use, or have unsaved changes, stay beyond that.
+        progress: Called, while a start takes its time, with a prefix of keys (``chat/``) and the
+            number of rows that have been loaded.
 
     Attributes:
         store: Where the rows are.
@@ -68,6 +81,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: None = None,
         types: Collection[type | Named] = (),
+        lazy: bool = False,
+        max_documents: int = 10_000,
+        progress: Progress | None = None,
     ) -> None: ...
 
     @overload
@@ -79,6 +95,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD],
         types: Collection[type | Named] = (),
+        lazy: bool = False,
+        max_documents: int = 10_000,
+        progress: Progress | None = None,
     ) -> None: ...
 
     def __init__(
@@ -89,12 +108,17 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD] | None = None,
         types: Collection[type | Named] = (),
+        lazy: bool = False,
+        max_documents: int = 10_000,
+        progress: Progress | None = None,
     ) -> None:
         if not isinstance(update_interval, int | float) or not update_interval > 0:
             raise ConfigurationError(
                 f"update_interval must be more than 0 seconds, not {update_interval!r}: at 0 "
                 "python-telegram-bot keeps a processor core busy; 0.1 is short enough"
             )
+        if not isinstance(max_documents, int) or max_documents < 1:
+            raise ConfigurationError(f"max_documents must be 1 or more, not {max_documents!r}")
         _check("store_data", store_data, PersistenceInput)
         _check("context_types", context_types, ContextTypes)
         super().__init__(store_data=store_data, update_interval=update_interval)
@@ -102,8 +126,21 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.store = cast("Store", store) if is_store else SqliteStore(cast("str", store))
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
-        self._commits = GroupCommit(self.store)
-        self._keyboards: KeyboardDocuments | None = None
+        self.rows = Rows(self.store, self.codec, progress)
+        self.is_lazy = lazy
+        self.max_documents = max_documents
+        self.lazy: Lazy | None = None
+        self.has_conversations = False
+        self.keyboards = Keyboards(self.rows)
+
+    @property
+    def store_data(self) -> PersistenceInput:
+        """Which kinds of data are kept."""
+        return self._store_data if _HANDED_OVER.get() is None else _NOTHING
+
+    @store_data.setter
+    def store_data(self, value: PersistenceInput) -> None:
+        self._store_data = value
 
     async def get_user_data(self) -> dict[int, UD]:
         """Return the stored ``user_data`` of all users.
@@ -118,13 +155,59 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.user_data:
             return {}
-        return await self._load("user", self.context_types.user_data)
+        if self.is_lazy:
+            await self._open_lazily()
+            return {}
+        name = partial(keys.document_id, "user")
+        return await self.rows.load("user/", name, self.context_types.user_data)
 
     async def get_chat_data(self) -> dict[int, CD]:
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
         if not self.store_data.chat_data:
             return {}
-        return await self._load("chat", self.context_types.chat_data)
+        if self.is_lazy:
+            await self._open_lazily()
+            return {}
+        name = partial(keys.document_id, "chat")
+        return await self.rows.load("chat/", name, self.context_types.chat_data)
+
+    async def _open_lazily(self) -> None:
+        if self.lazy is None:
+            raise ConfigurationError("lazy=True works with kvpersist.application_builder only")
+        await self.rows.open()
+
+    async def load(self, scope: keys.Scope, ids: int | Collection[int]) -> None:
+        """Have the data of other chats or users in memory, if it is not there already.
+
+        With ``lazy=True`` what is not in memory cannot be used: ``application.user_data[7]`` raises
+        `NotInMemoryError` as soon as anything is done with it. Otherwise this does nothing. ::
+
+            await context.application.persistence.load("user", 7)
+            context.application.user_data[7]["invited"] = True
+            context.application.mark_data_for_update_persistence(user_ids=7)
+
+        Await nothing between these lines: others that are used meanwhile may take its place.
+
+        Raises:
+            OpenError, ReadError: The store could not be read.
+            DecodeError: A row cannot be read. Nothing was loaded.
+        """
+        if self.lazy is not None:
+            wanted = (ids,) if isinstance(ids, int) else ids
+            await self.lazy.load([(scope, document_id) for document_id in wanted])
+
+    async def documents(self, scope: keys.Scope) -> AsyncIterator[tuple[int, Any]]:
+        """Yield the id and the data of all chats, or users, as they are stored, in any order.
+
+        Memory is not filled with them. Each is a copy: use `load` to change one.
+
+        Raises:
+            OpenError, ReadError, DecodeError: As `load`.
+        """
+        types = self.context_types
+        kind = types.chat_data if scope == "chat" else types.user_data
+        async for key, document in self.rows.stream(f"{scope}/", kind):
+            yield keys.document_id(scope, key), document
 
     async def get_bot_data(self) -> BD:
         """Return the stored ``bot_data``, or a new instance of its class where there is none.
@@ -133,11 +216,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
-        async with self._reading():
-            rows = {key: text async for key, text in self._commits.scan(keys.BOT)}
-            if keys.BOT in rows:
-                return self._take_document(keys.BOT, rows[keys.BOT], self.context_types.bot_data)
-        return self.context_types.bot_data()
+        kind = self.context_types.bot_data
+        found = await self.rows.load_one(keys.BOT, kind)
+        return kind() if found is None else found
 
     async def get_callback_data(self) -> CallbackData | None:
         """Return the stored callback-data cache, in the order in which it was handed over.
@@ -147,19 +228,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.callback_data:
             return None
-        documents: dict[str, Document] = {}
-        async with self._reading():
-            async for key, text in self._commits.scan(keys.CALLBACK):
-                document = self._take(key, text)
-                if not is_keyboard(document):
-                    raise DecodeError(
-                        "not a keyboard of kvpersist; mend or delete the row", key=key
-                    )
-                documents[keys.keyboard_id(key)] = document
-                self._commits.remember(key, text)
-        self._keyboards = KeyboardDocuments()
-        data = self._keyboards.join(documents)
-        return data if documents else None
+        return await self.keyboards.load()
 
     async def get_conversations(self, name: str) -> ConversationDict:
         """Return the stored state of each conversation of the handler `name`.
@@ -169,10 +238,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         prefix = keys.conversation_prefix(name)
         conversations: ConversationDict = {}
-        async with self._reading():
-            async for key, text in self._commits.scan(prefix):
-                conversations[self._conversation(prefix, key)] = self._take(key, text)
-                self._commits.remember(key, text)
+        self.has_conversations = True
+
+        def take(key: str, state: Any) -> None:
+            conversations[self._conversation(prefix, key)] = state
+
+        await self.rows.load_values(prefix, take)
         return conversations
 
     async def update_user_data(self, user_id: int, data: UD) -> None:
@@ -187,13 +258,15 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
-            await self._update(key, data, self.context_types.user_data)
+            text = self.rows.encode_document(key, data, self.context_types.user_data)
+            await self.rows.commits.write_row(key, text)
 
     async def update_chat_data(self, chat_id: int, data: CD) -> None:
         """Write ``chat_data`` of one chat. Called, and raises, as `update_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
-            await self._update(key, data, self.context_types.chat_data)
+            text = self.rows.encode_document(key, data, self.context_types.chat_data)
+            await self.rows.commits.write_row(key, text)
 
     async def update_bot_data(self, data: BD) -> None:
         """Write ``bot_data``, if it changed. When this returns it is durable.
@@ -201,7 +274,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         PTB calls it in every run, changed or not. Raises as `update_user_data`.
         """
         if self.store_data.bot_data:
-            await self._update(keys.BOT, data, self.context_types.bot_data)
+            text = self.rows.encode_document(keys.BOT, data, self.context_types.bot_data)
+            await self.rows.commits.write_row(keys.BOT, text)
 
     async def update_callback_data(self, data: CallbackData) -> None:
         """Write the keyboards that changed, remove those that are gone.
@@ -215,22 +289,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.callback_data:
             return
-        if self._keyboards is None:
-            await self.get_callback_data()
-        keyboards = cast("KeyboardDocuments", self._keyboards)
-        documents = keyboards.split(data)
-        changes: dict[str, bytes | None] = {}
-        refused: list[EncodeError] = []
-        for keyboard, document in documents.items():
-            key = keys.keyboard_key(keyboard)
-            try:
-                changes[key] = None if document is None else self._encode(key, document)
-            except EncodeError as error:
-                refused.append(error)
-        await self._commits.write(changes)
-        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
-        if refused:
-            raise refused[0]
+        await self.keyboards.write(data)
 
     async def update_conversation(
         self, name: str, key: ConversationKey, new_state: object | None
@@ -241,10 +300,33 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         took a step since. While a handler with ``block=False`` works it hands over the old state.
         When this returns the state is durable. Raises as `update_user_data`.
         """
-        row = self._conversation_row(name, key)
-        await self._commits.write(
-            {row: None if new_state is None else self._encode(row, new_state)}
-        )
+        handed = _HANDED_OVER.get()
+        try:
+            row = self._conversation_row(name, key)
+            text = None if new_state is None else self.rows.encode(row, new_state)
+        except EncodeError as error:
+            if handed is None:
+                raise
+            handed.refused.append(error)
+            return
+        if handed is None:
+            await self.rows.commits.write({row: text})
+        else:
+            handed.changes[row] = text
+
+    async def handed_over(self, hand_over: Callable[[], Awaitable[None]]) -> HandedOver:
+        """Return the rows of the conversations that took a step, in place of writing them.
+
+        Args:
+            hand_over: `Application.update_persistence` of PTB, the only call that tells which did.
+                While it runs PTB hands over nothing else, and runs no code of the bot's.
+        """
+        token = _HANDED_OVER.set(handed := HandedOver())
+        try:
+            await hand_over()
+        finally:
+            _HANDED_OVER.reset(token)
+        return handed
 
     async def drop_user_data(self, user_id: int) -> None:
         """Remove the row of one user. When this returns it is gone, durably.
@@ -255,12 +337,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             WriteError: The store refused. The removal is kept and tried again.
         """
         if self.store_data.user_data:
-            await self._commits.write({keys.document_key("user", user_id): None})
+            await self.rows.commits.write({keys.document_key("user", user_id): None})
 
     async def drop_chat_data(self, chat_id: int) -> None:
         """Remove the row of one chat. As `drop_user_data`; `migrate_chat_data` leads here too."""
         if self.store_data.chat_data:
-            await self._commits.write({keys.document_key("chat", chat_id): None})
+            await self.rows.commits.write({keys.document_key("chat", chat_id): None})
 
     async def refresh_user_data(self, user_id: int, user_data: UD) -> None:
         """Take over into `user_data` what another program wrote into its row meanwhile.
@@ -280,19 +362,25 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             over the other program's write.
         """
         if self.store_data.user_data:
+            if self.lazy is not None:
+                user_data = await self.lazy.refreshable("user", user_id)
             key = keys.document_key("user", user_id)
-            await self._refresh(key, user_data, self.context_types.user_data)
+            if not self.rows.is_current(key, "user/"):
+                await self.rows.refresh(key, "user/", user_data, self.context_types.user_data)
 
     async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
         """Take over what another program wrote of one chat. As `refresh_user_data`."""
         if self.store_data.chat_data:
+            if self.lazy is not None:
+                chat_data = await self.lazy.refreshable("chat", chat_id)
             key = keys.document_key("chat", chat_id)
-            await self._refresh(key, chat_data, self.context_types.chat_data)
+            if not self.rows.is_current(key, "chat/"):
+                await self.rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
 
     async def refresh_bot_data(self, bot_data: BD) -> None:
         """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
-        if self.store_data.bot_data:
-            await self._refresh(keys.BOT, bot_data, self.context_types.bot_data)
+        if self.store_data.bot_data and not self.rows.is_current(keys.BOT, ""):
+            await self.rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
 
     async def flush(self) -> None:
         """Write everything that is waiting, then close the store.
@@ -304,92 +392,16 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             WriteError: With all rows that could not be written. They are kept, the store is closed
                 all the same; a second `flush` tries again.
         """
-        await self._commits.close()
-
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[None]:
-        """Close the store if the start fails, for PTB will not."""
-        try:
-            yield
-        except BaseException:
-            with suppress(WriteError):
-                await self._commits.close_if_unused()
-            raise
-
-    async def _load(self, scope: keys.Scope, kind: type[D]) -> dict[int, D]:
-        documents: dict[int, D] = {}
-        async with self._reading():
-            async for key, text in self._commits.scan(f"{scope}/"):
-                documents[keys.document_id(scope, key)] = self._take_document(key, text, kind)
-        return documents
-
-    def _take_document(self, key: str, text: bytes, kind: type[D]) -> D:
-        """Return the document in a row, and note that memory and the store agree about it."""
-        with _restoring(key):
-            document: D = self.codec.decode_document(text, kind)
-            own_text = self.codec.encode_document(document, kind)
-            if own_text != text:  # another program has written it, with spaces for example
-                self.codec.check(text)
-        self._commits.remember(key, text, own_text)
-        return document
-
-    def _take(self, key: str, text: bytes) -> Any:
-        """Return the value in a row that is none of the documents of `context_types`."""
-        with _restoring(key):
-            value = self.codec.decode(text)
-            if self.codec.encode(value) != text:
-                self.codec.check(text)
-        return value
-
-    async def _update(self, key: str, document: object, kind: type) -> None:
-        await self._commits.write({key: self._encode_document(key, document, kind)})
-
-    async def _refresh(self, key: str, document: D, kind: type[D]) -> None:
-        known = self._commits.known(key)
-        text = await self._commits.read(key)
-        if self._commits.is_pending(key) or self._commits.known(key) is not known:
-            return  # a write of ours has overtaken the read
-        if known is None if text is None else self._commits.holds(key, text):
-            return
-        # From here on nothing awaits, so that no handler can change the document in between.
-        if self._is_changed(key, document, kind):
-            _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
-        elif text is None:
-            become(document, kind())
-            self._commits.forget(key)
-        else:
-            become(document, self._take_document(key, text, kind))
-
-    def _is_changed(self, key: str, document: D, kind: type[D]) -> bool:
-        """Whether memory holds something that the store, as far as is known, does not."""
-        try:
-            text = self._encode_document(key, document, kind)
-        except EncodeError:
-            return True
-        if self._commits.known(key) is not None:
-            return not self._commits.holds(key, text)
-        return text != self._encode_document(key, kind(), kind)
-
-    def _encode_document(self, key: str, document: object, kind: type) -> bytes:
-        with _naming(key):
-            return self.codec.encode_document(document, kind)
-
-    def _encode(self, key: str, value: object) -> bytes:
-        with _naming(key):
-            return self.codec.encode(value)
-
-    def _decode(self, key: str, text: bytes) -> Any:
-        with _naming(key):
-            return self.codec.decode(text)
+        await self.rows.commits.close()
 
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)
-        return prefix + self._encode(f"{prefix}{key!r}", list(key)).decode()
+        return prefix + self.rows.encode(f"{prefix}{key!r}", list(key)).decode()
 
     def _conversation(self, prefix: str, row: str) -> ConversationKey:
         text = row[len(prefix) :].encode()
-        parts = self._decode(row, text)
-        if type(parts) is list and self._encode(row, parts) == text:
+        parts = self.rows.decode(row, text)
+        if type(parts) is list and self.rows.encode(row, parts) == text:
             with suppress(TypeError):
                 hash(key := tuple(parts))
                 return key
@@ -397,26 +409,6 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _running_bot(self) -> Bot | None:
         return self.bot
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Give the codec's errors, which know the path inside a document, the row that it is."""
-    try:
-        yield
-    except DocumentError as error:
-        error.key = key
-        raise
-
-
-@contextmanager
-def _restoring(key: str) -> Iterator[None]:
-    """Do as `_naming`; a row that could not be stored again, nested too deep say, is unreadable."""
-    with _naming(key):
-        try:
-            yield
-        except EncodeError as error:
-            raise DecodeError(error.reason, path=error.path) from error
 
 
 def _check(name: str, value: object, kind: type) -> None:

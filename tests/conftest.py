@@ -14,6 +14,9 @@ import pytest_asyncio
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from storages import KV, MemoryStorage, PickleStorage, SqliteStorage, Storage
+from stores import WatchedStore
+
+from kvpersist import MemoryStore
 
 settings.register_profile(
     "kvpersist",
@@ -27,6 +30,10 @@ settings.load_profile("kvpersist")
 def blockbuster() -> Iterator[BlockBuster]:
     """Fail a test whose event loop is blocked by a call of kvpersist's."""
     with blockbuster_ctx("kvpersist") as blockbuster:
+        # PTB's constructor looks where it was called from, also for a subclass of ours.
+        for name in ("os.path.abspath", "os.readlink", "os.stat", "os.getcwd", "os.lstat"):
+            if name in blockbuster.functions:
+                blockbuster.functions[name].can_block_in("telegram/ext/_application.py", "__init__")
         yield blockbuster
 
 
@@ -75,7 +82,8 @@ async def no_tasks_left() -> AsyncIterator[None]:
 def _open_files() -> Counter[str]:
     folder = Path("/proc/self/fd")
     links = (str(descriptor.readlink()) for descriptor in folder.iterdir() if descriptor.exists())
-    return Counter(link for link in links if ".db" in link)
+    # A wal-index that another connection of the test kept alive: see stores/sqlite_watch.py.
+    return Counter(link for link in links if ".db" in link and not link.endswith("-shm (deleted)"))
 
 
 @pytest.fixture(params=["sqlite", "memory", "pickle"])
@@ -90,6 +98,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def kv(request: pytest.FixtureRequest, tmp_path: Path) -> KV:
     """Give what lasts between two runs, with rows to look at."""
     return SqliteStorage(tmp_path) if request.param == "sqlite" else MemoryStorage()
+
+
+@pytest.fixture
+def store() -> WatchedStore:
+    """A store in memory that can be watched, held up and broken."""
+    return WatchedStore(MemoryStore())
 
 
 @pytest.fixture(params=[False, True], ids=["shutdown", "crash"])

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from typing import Final
+from typing import Any, Final
 
 from kvpersist.errors import ConfigurationError, ReadError, UnavailableError, WriteError
-from kvpersist.stores.sqlite_file import open_file, open_reader
+from kvpersist.stores.sqlite_file import FileConnection, open_file, open_reader
 from kvpersist.stores.sqlite_thread import SqliteThread
 from kvpersist.stores.store import Row
 
@@ -28,6 +28,7 @@ _PUT: Final = """
     SET value = excluded.value, version = version + 1, updated_at = excluded.updated_at
 """
 _REMOVE: Final = "DELETE FROM documents WHERE key = ?"
+_APPLY: Final = f"{_REMOVE};{_PUT}"
 # CAST, because a value that another program wrote may have any type, and bytes need no decoding.
 _READ: Final = "SELECT key, CAST(value AS BLOB) FROM documents WHERE key IN ({})"
 _SCAN: Final = """
@@ -61,6 +62,7 @@ class SqliteStore:
         self.path = _name(path)
         self._busy_timeout = busy_timeout
         self._opened: _Opened | None = None
+        self._others = 0
         self._lifecycle: asyncio.Lock | None = None
         self._lifecycle_loop: asyncio.AbstractEventLoop | None = None
 
@@ -136,17 +138,51 @@ class SqliteStore:
         if self._opened is None:
             raise UnavailableError(f"{self.path}: the store is not open; await open() first")
         now = time.time_ns() // 1_000_000
-        removes = [(key,) for key, text in changes.items() if text is None]
+        rows = tuple(changes.items())
+        # The thread makes them, one by one.
+        removes = ((key,) for key, text in rows if text is None)
+        puts = ((key, text.decode(), now) for key, text in rows if text is not None)
         try:
-            puts = [(key, text.decode(), now) for key, text in changes.items() if text is not None]
-            # One call, and so one hop to the thread: see _FileConnection.executemany.
-            await self._opened.writer.execute_many(f"{_REMOVE};{_PUT}", [removes, puts])
+            # One call, and so one hop to the thread: see FileConnection.executemany.
+            if None in changes.values():
+                await self._opened.writer.execute_many(_APPLY, [removes, puts])
+            else:
+                await self._opened.writer.execute_many(_PUT, [puts])
         except (sqlite3.Error, ValueError) as error:
             if "locked" in str(error):
                 reason = f"{self.path}: {error}; end the other program's transaction"
                 raise UnavailableError(reason) from error
             reason = f"{self.path}: {error}; see that the disk has room and the file may be written"
             raise WriteError(reason, keys=changes) from error
+
+    def others_seen(self) -> int | None:
+        """Return what `see_others` would return; None if SQLite has to be asked."""
+        if (opened := self._opened) is None:
+            return None
+        header, version = opened.file.seen
+        if version != opened.data_version:
+            self._others += 1
+            opened.data_version = version
+        return self._others if header is not None and header == opened.file.header() else None
+
+    async def see_others(self) -> int:
+        """Return a number that differs after other programs have written to the file.
+
+        It asks SQLite only after somebody has written.
+
+        Raises:
+            ReadError: SQLite could not read the file.
+        """
+        if (others := self.others_seen()) is not None:
+            return others
+        if (opened := self._opened) is None:
+            raise self._not_open()
+        header = opened.file.header()  # before SQLite is asked, so that no commit is in neither
+        # By the connection that writes, because it tells the commits of others from its own.
+        ((version,),) = await self._fetch("PRAGMA data_version", (), opened.writer)
+        opened.file.seen = header, version
+        self.others_seen()
+        return self._others
 
     async def _open(self) -> None:
         async with self._alone():
@@ -157,18 +193,21 @@ class SqliteStore:
             self._opened = self._opened or await self._connect()
 
     async def _connect(self) -> _Opened:
-        writer = await SqliteThread.open(self._open_file)
+        files: list[FileConnection] = []
+        writer = await SqliteThread.open(partial(self._open_file, files))
         try:
             reader = await SqliteThread.open(partial(open_reader, self.path, self._busy_timeout))
         except BaseException:
             await writer.close()
             raise
-        return _Opened(writer, reader, asyncio.get_running_loop())
+        self._others += 1  # nobody knows what was written before
+        return _Opened(writer, reader, asyncio.get_running_loop(), files[0], files[0].seen[1])
 
-    def _open_file(self) -> sqlite3.Connection:
+    def _open_file(self, files: list[FileConnection]) -> sqlite3.Connection:
         connection = open_file(self.path, self._busy_timeout)
         # For good, since the program may change its working directory.
         self.path = os.path.realpath(self.path)
+        files.append(connection)
         return connection
 
     async def _close(self) -> None:
@@ -179,13 +218,18 @@ class SqliteStore:
             elif opened is not None:
                 await opened.leave_behind()
 
-    async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Row]:
+    async def _fetch(
+        self, sql: str, parameters: Iterable[object], by: SqliteThread | None = None
+    ) -> list[Any]:
         if self._opened is None:
-            raise ReadError(f"{self.path}: the store is not open; await open() first")
+            raise self._not_open()
         try:
-            return await self._opened.reader.fetch(sql, parameters)
+            return await (by or self._opened.reader).fetch(sql, parameters)
         except (sqlite3.Error, ValueError) as error:
             raise ReadError(f"{self.path}: {error}") from error
+
+    def _not_open(self) -> ReadError:
+        return ReadError(f"{self.path}: the store is not open; await open() first")
 
     def _alone(self) -> asyncio.Lock:
         """Return what keeps `open` and `close` apart; an asyncio.Lock belongs to one loop."""
@@ -194,13 +238,15 @@ class SqliteStore:
         return self._lifecycle
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Opened:
     """The connections of one event loop. Reading never waits for what is being written."""
 
     writer: SqliteThread
     reader: SqliteThread
     loop: asyncio.AbstractEventLoop
+    file: FileConnection
+    data_version: int
 
     async def close(self) -> None:
         try:

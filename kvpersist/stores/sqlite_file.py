@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from kvpersist.errors import NewerSchemaError, NotAStoreError, OpenError, StoreInUseError
 from kvpersist.stores.file_lock import FileLock
+from kvpersist.stores.sqlite_watch import WalIndex, watch
 
 APPLICATION_ID: Final = int.from_bytes(b"kvps", "big")
 """Tells kvpersist's files from all others (https://sqlite.org/fileformat2.html#application_id)."""
@@ -34,7 +35,7 @@ _SCHEMA: Final = f"""
 _WAL: Final = "PRAGMA journal_mode = WAL"
 
 
-class _FileConnection(sqlite3.Connection):
+class FileConnection(sqlite3.Connection):
     """A connection that owns its file, and whose ``executemany`` is a transaction of its own.
 
     aiosqlite hands every call to its thread separately. BEGIN, the rows and COMMIT in one call cost
@@ -42,10 +43,32 @@ class _FileConnection(sqlite3.Connection):
     """
 
     _ownership: FileLock
+    _wal_index: WalIndex | None = None
+    seen: tuple[bytes | None, int] = (None, 0)
+    """The wal-index as it was when, after the last transaction, SQLite gave this data_version."""
 
     def own(self, ownership: FileLock) -> None:
         """Take `ownership`, which is given up when this connection is closed, and not before."""
         self._ownership = ownership
+
+    def watch(self, path: Path) -> None:
+        """Begin to look for commits of other programs."""
+        self.look()  # which makes SQLite create the wal-index
+        self._wal_index = watch(path)
+        self.look()
+
+    def header(self) -> bytes | None:
+        """Return what differs after each commit of whomever; None where that cannot be seen.
+
+        Any thread may call it while the connection is open. It does not block.
+        """
+        return self._wal_index.header() if self._wal_index else None
+
+    def look(self) -> None:
+        """Note whether another program has written since this was last called: see `seen`."""
+        header = self.header()  # before SQLite is asked, so that no commit is in neither
+        ((version,),) = self.execute("PRAGMA data_version").fetchall()
+        self.seen = header, version
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Run the statements in `sql`, separated by ``;``, each with its own rows of parameters."""
@@ -53,8 +76,8 @@ class _FileConnection(sqlite3.Connection):
         with self, closing(self.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             for statement, rows in zip(sql.split(";"), parameters, strict=True):
-                if rows:
-                    cursor.executemany(statement, rows)
+                cursor.executemany(statement, rows)
+        self.look()
         return cursor
 
     def close(self) -> None:
@@ -65,10 +88,13 @@ class _FileConnection(sqlite3.Connection):
         try:
             super().close()
         finally:
+            wal_index, self._wal_index = self._wal_index, None  # this may be called twice
+            if wal_index is not None:
+                wal_index.close()
             self._ownership.release()
 
 
-def open_file(name: str, busy_timeout: float) -> sqlite3.Connection:
+def open_file(name: str, busy_timeout: float) -> FileConnection:
     """Open the kvpersist file `name`, or make it one when it does not exist or has 0 bytes.
 
     `busy_timeout` is in seconds. Raises what `SqliteStore.open` says.
@@ -190,14 +216,14 @@ def _take_ownership(path: Path) -> FileLock:
 
 def _connect(
     path: Path, ownership: FileLock, busy_timeout: float, *, is_new: bool
-) -> sqlite3.Connection:
+) -> FileConnection:
     if is_new:
         _create_private(path)
     connection = sqlite3.connect(
         path,
         timeout=busy_timeout,
         isolation_level=None,
-        factory=_FileConnection,
+        factory=FileConnection,
         check_same_thread=False,  # opened by one thread, used by aiosqlite's
     )
     connection.own(ownership)
@@ -210,6 +236,7 @@ def _connect(
         if mode != "wal":
             raise OpenError(f"{path} lies on a file system without write-ahead logs ({mode})")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.watch(path)
     except BaseException:
         sqlite3.Connection.close(connection)
         raise

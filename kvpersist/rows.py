@@ -1,0 +1,330 @@
+"""What memory and the store have in common: loading documents, and seeing what others wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
+
+import orjson
+
+from kvpersist.codec import Codec, become
+from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
+from kvpersist.group_commit import Changes, GroupCommit
+from kvpersist.stores.store import Row, SeesOthers, Store
+
+D = TypeVar("D")
+Progress: TypeAlias = Callable[[str, int], None]
+"""Called with a prefix of keys and how many of its rows have been loaded."""
+
+_LOGGER = logging.getLogger("kvpersist")
+_SAY_EVERY: Final = 5.0
+"""Seconds between two lines in the log about a load that takes long."""
+
+
+@dataclass
+class HandedOver:
+    """Rows to write, and why others cannot be written."""
+
+    changes: Changes = field(default_factory=dict)
+    refused: list[EncodeError] = field(default_factory=list)
+
+
+class Rows:
+    """The rows of a store as the values that they hold in memory.
+
+    Args:
+        store: Where they are.
+        codec: How they are written.
+        progress: Told about each page of rows that was loaded.
+    """
+
+    def __init__(self, store: Store, codec: Codec, progress: Progress | None = None) -> None:
+        self.store = store
+        self.commits = GroupCommit(store)
+        self.codec = codec
+        self._progress = progress
+        self._seer = store if isinstance(store, SeesOthers) else None
+        self._others: int | None = None
+        self._agreed: set[str] = set()
+        self._loaded: dict[str, int | None] = {}
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Close the store if the start fails, for PTB will not."""
+        try:
+            yield
+        except BaseException:
+            with suppress(WriteError):
+                await self.commits.close_if_unused()
+            raise
+
+    async def open(self) -> None:
+        """Open the store, and write what an earlier run could not.
+
+        Raises:
+            OpenError, WriteError: The store's.
+        """
+        async with self.reading():
+            await self.store.open()
+            await self.commits.flush()
+
+    async def load(self, prefix: str, name: Callable[[str], int], kind: type[D]) -> dict[int, D]:
+        """Return all documents whose keys begin with `prefix`, by what `name` makes of their keys.
+
+        Raises:
+            DecodeError: A row cannot be read.
+        """
+        documents: dict[int, D] = {}
+
+        def take(key: str, text: bytes) -> None:
+            documents[name(key)] = self._take(key, text, kind)
+
+        async with self.reading():
+            others = await self._look()
+            with _collector_paused():
+                await self._load(prefix, take)
+            self._loaded[prefix] = others
+        return documents
+
+    async def load_values(self, prefix: str, take: Callable[[str, Any], None]) -> None:
+        """Call `take` with each key that begins with `prefix`, and its value.
+
+        Raises:
+            DecodeError: A row cannot be read. Or what `take` raises.
+        """
+
+        def take_value(key: str, text: bytes) -> None:
+            value = self.codec.decode(text)
+            if self.codec.encode(value) != text:
+                self.codec.check(text)
+            take(key, value)
+            self.commits.remember(key, text)
+
+        async with self.reading():
+            await self._load(prefix, take_value)
+
+    async def _load(self, prefix: str, take: Callable[[str, bytes], None]) -> None:
+        """Call `take` with each row; tell about what takes long; give others their turns."""
+        rows = 0
+        start = said = time.monotonic()
+        async for page in self.commits.scan(prefix):
+            _take_rows(page, take)
+            rows += len(page)
+            if self._progress is not None:
+                self._progress(prefix, rows)
+            if time.monotonic() - said > _SAY_EVERY:
+                said = time.monotonic()
+                _LOGGER.info("loading %s: %d rows in %.0f s", prefix, rows, said - start)
+            await asyncio.sleep(0)
+
+    async def load_one(self, key: str, kind: type[D]) -> D | None:
+        """Return the document of one row, or None if there is none. Raises as `load`."""
+        async with self.reading():
+            others = await self._look()
+            rows = {row: text async for page in self.commits.scan(key) for row, text in page}
+            self._agree(key, others)
+            return self._restore(key, rows[key], kind) if key in rows else None
+
+    async def load_some(self, kinds: Mapping[str, type]) -> dict[str, Any]:
+        """Return the documents of those of some keys that have a row; each key with its class.
+
+        Raises:
+            OpenError, ReadError: The store could not be read.
+            DecodeError: A row cannot be read.
+        """
+        others = await self._look()
+        texts = await self.commits.read(kinds)
+        documents: dict[str, Any] = {
+            key: self._restore(key, text, kinds[key]) for key, text in texts.items()
+        }
+        for key in kinds:
+            self._agree(key, others)
+        return documents
+
+    async def stream(self, prefix: str, kind: type[D]) -> AsyncIterator[tuple[str, D]]:
+        """Yield all documents as they are stored, by key; memory does not keep them.
+
+        Raises:
+            OpenError, ReadError, DecodeError: As `load_some`.
+        """
+        await self.store.open()
+        async for page in self.store.scan(prefix):
+            for key, text in page:
+                with naming(key):
+                    document = self.codec.decode_document(text, kind)
+                yield key, document
+
+    def _restore(self, key: str, text: bytes, kind: type[D]) -> D:
+        restored: list[D] = []
+
+        def take(row: str, found: bytes) -> None:
+            restored.append(self._take(row, found, kind))
+
+        _take_rows([(key, text)], take)
+        return restored[0]
+
+    def _take(self, key: str, text: bytes, kind: type[D]) -> D:
+        """Return the document in a row, and note that memory and the store agree about it."""
+        document: D = self.codec.decode_document(text, kind)
+        # What JSON alone has made needs no check.
+        own_text = _dumps(document) if kind is dict and b"$" not in text else None
+        if own_text != text:
+            own_text = self.codec.encode_document(document, kind)
+        if own_text == text:
+            self.commits.remember(key, text)
+        else:  # another program has written it, with spaces for example
+            self.codec.check(text)
+            self.commits.remember(key, text, own_text)
+        return document
+
+    def is_current(self, key: str, prefix: str) -> bool:
+        """Whether nobody else can have written a row since it was read, or written by the bot.
+
+        It costs no I/O. If it is False, `refresh` finds out.
+        """
+        others = None if self._seer is None else self._seer.others_seen()
+        if others is None or others != self._others:
+            return False
+        return key in self._agreed or self._loaded.get(prefix) == others
+
+    async def refresh(self, key: str, prefix: str, document: D, kind: type[D]) -> None:
+        """Take over into a document what another program has written into its row.
+
+        Memory wins if it holds what the store does not.
+        """
+        known = self.commits.known(key)
+        others = await self._look()
+        if self.is_current(key, prefix):
+            return
+        text = (await self.commits.read([key])).get(key)
+        if self.commits.is_pending(key) or self.commits.known(key) is not known:
+            return  # a write of ours has overtaken the read
+        # From here on nothing awaits, so that no handler can change the document in between.
+        if known is not None if text is None else not self.commits.holds(key, text):
+            self._take_over(key, text, document, kind)
+        self._agree(key, others)
+
+    def _take_over(self, key: str, text: bytes | None, document: D, kind: type[D]) -> None:
+        if self.is_changed(key, document, kind):
+            _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
+        elif text is None:
+            become(document, kind())
+            self.commits.forget(key)
+        else:
+            become(document, self._restore(key, text, kind))
+
+    def is_unsaved(self, key: str, document: object, kind: type) -> bool:
+        """Whether memory holds something that is not in the store, or was not when it was read."""
+        return self.commits.is_pending(key) or self.is_changed(key, document, kind)
+
+    def is_changed(self, key: str, document: object, kind: type) -> bool:
+        """Whether memory holds something that the store, as far as is known, does not."""
+        if self.commits.known(key) is None:
+            return not self.is_empty(key, document, kind)
+        try:
+            return not self.commits.holds(key, self.encode_document(key, document, kind))
+        except EncodeError:
+            return True
+
+    def is_empty(self, key: str, document: object, kind: type) -> bool:
+        """Whether a document is like a new one."""
+        try:
+            text = self.encode_document(key, document, kind)
+        except EncodeError:
+            return False
+        return text == self.encode_document(key, kind(), kind)
+
+    def forget(self, key: str) -> None:
+        """Note that memory does not hold this row any more."""
+        self.commits.forget(key)
+        self._agreed.discard(key)
+
+    async def _look(self) -> int | None:
+        """Return what differs after other programs have written; None if that cannot be seen."""
+        await self.store.open()
+        if self._seer is None:
+            return None
+        others = await self._seer.see_others()
+        if others != self._others:
+            self._others = others
+            self._agreed.clear()
+        return self._others
+
+    def _agree(self, key: str, others: int | None) -> None:
+        if others is not None and others == self._others:
+            self._agreed.add(key)
+
+    def encode_document(self, key: str, document: object, kind: type) -> bytes:
+        """Return a document as it is stored.
+
+        Raises:
+            EncodeError: It cannot be stored exactly.
+        """
+        try:
+            return self.codec.encode_document(document, kind)
+        except EncodeError as error:
+            error.key = key
+            raise
+
+    def encode(self, key: str, value: object) -> bytes:
+        """Return any value as it is stored. Raises as `encode_document`."""
+        with naming(key):
+            return self.codec.encode(value)
+
+    def decode(self, key: str, text: bytes) -> Any:
+        """Return the value in a row.
+
+        Raises:
+            DecodeError: It cannot be read.
+        """
+        with naming(key):
+            return self.codec.decode(text)
+
+
+def _dumps(document: object) -> bytes | None:
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError:  # nested deeper than it can write, though not than it can read
+        return None
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Give the codec's errors, which know the path inside a document, the row that it is."""
+    try:
+        yield
+    except DocumentError as error:
+        error.key = key
+        raise
+
+
+def _take_rows(rows: Iterable[Row], take: Callable[[str, bytes], None]) -> None:
+    """Call `take` with each row, and let errors name the one that they are about."""
+    key = ""
+    try:
+        for key, text in rows:
+            take(key, text)
+    except EncodeError as error:  # it could not be stored again, since it is nested too deep, say
+        raise DecodeError(error.reason, key=key, path=error.path) from error
+    except DecodeError as error:
+        error.key = key
+        raise
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let nobody look for garbage among documents that were just loaded, and all live."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
