@@ -1,0 +1,106 @@
+"""The message logger of the examples, answering over real HTTP on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+
+import message_logger
+from bot_api_server import TOKEN, BotApiServer, Person
+from measure import Turn, folder, ratios, side_by_side, size
+from row import Row, report
+from telegram import Update
+from telegram.ext import Application, ConversationHandler, PicklePersistence
+
+from kvpersist import KVPersistence, application_builder
+
+UPDATES = size(200, 20)
+PEOPLE = UPDATES // 4
+NOTHING, KVPERSIST, PICKLE = "no persistence", "kvpersist, documents", "PicklePersistence"
+
+
+def persistence(how: str, path: Path) -> Any:
+    """Return where a bot remembers, if anywhere."""
+    if how == KVPERSIST:
+        return KVPersistence(path / "bot.db")
+    if how == PICKLE:
+        return PicklePersistence(path / "bot.pickle", update_interval=1)
+    return None
+
+
+def serve(how: str, path: Path, base_url: str) -> None:
+    """Be the bot, until SIGTERM."""
+    kept = persistence(how, path)
+    made = application_builder(kept) if how == KVPERSIST else Application.builder()
+    example: Any = message_logger
+    example.Application = SimpleNamespace(builder=lambda: made)
+    if how == NOTHING:  # where no conversation can be persistent
+        example.ConversationHandler = lambda **options: ConversationHandler(
+            **{**options, "persistent": False}
+        )
+    app = message_logger.build(TOKEN, kept, base_url)
+    app.run_polling(allowed_updates=Update.ALL_TYPES)
+
+
+@asynccontextmanager
+async def bot(how: str, path: Path) -> AsyncIterator[BotApiServer]:
+    """Give the server that a bot, in a process of its own, asks for updates."""
+    async with BotApiServer() as server:
+        is_up = server.next_poll()
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, __file__, how, path, server.base_url]
+        )
+        await is_up
+        yield server
+        process.terminate()
+        await asyncio.to_thread(process.wait)
+
+
+def talking(server: BotApiServer) -> Turn:
+    """Return a turn: people say something, four times each, and wait for the answers."""
+
+    async def turn(number: int) -> float:
+        people = [Person(1 + number * PEOPLE + at, "P") for at in range(PEOPLE)]
+        said = [people[at % PEOPLE] for at in range(UPDATES)]
+        start = time.perf_counter()
+        for person in said:
+            server.say(person, "this is a message")
+        for person in said:
+            await server.reply(person)
+        return UPDATES / (time.perf_counter() - start)
+
+    return turn
+
+
+async def run() -> list[Row]:
+    with folder() as path:
+        async with bot(NOTHING, path) as a, bot(KVPERSIST, path) as b, bot(PICKLE, path) as c:
+            figures = await side_by_side(
+                {NOTHING: talking(a), KVPERSIST: talking(b), PICKLE: talking(c)}
+            )
+    found = ratios(figures, NOTHING)
+    return [
+        Row(
+            "the message logger answering over local HTTP",
+            found[KVPERSIST],
+            ">= 0.9",
+            "× the updates/s with no persistence",
+            found,
+        )
+    ]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    else:
+        report(asyncio.run(run()))
