@@ -52,7 +52,7 @@ class Contender:
         raise NotImplementedError
 
     def open(self) -> Persistence:
-        """Return the persistence for a bot, which finds there what was stored."""
+        """Return the persistence for a bot, in this or another process, which finds them there."""
         raise NotImplementedError
 
     def builder(self) -> Any:
@@ -66,7 +66,7 @@ class Contender:
         return app
 
     async def end(self) -> None:
-        """End what was begun for it, when the bot is shut down."""
+        """End what `store` has begun, when the bot is shut down."""
 
 
 class Alone(Contender):
@@ -195,17 +195,21 @@ class PickleFiles(Pickle):
 
 
 class Dict(Contender):
-    """PTB's persistence in memory, which is not written to any file."""
+    """PTB's persistence in memory, which writes no file; it reads one that a bot has written."""
 
     name = "DictPersistence, in memory"
 
     async def store(self, chats: Chats) -> None:
-        self._json = json.dumps(chats)
+        self._file.write_text(json.dumps(chats))
 
     def open(self) -> Persistence:
         return DictPersistence(
-            store_data=NO_KEYBOARDS, chat_data_json=self._json, update_interval=NEVER
+            store_data=NO_KEYBOARDS, chat_data_json=self._file.read_text(), update_interval=NEVER
         )
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "dict.json"
 
 
 async def make_file(path: Path, chats: Chats) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from chats import Chats
@@ -40,19 +40,30 @@ EVERYBODY = ALL if not IS_QUICK else (Alone, Limit, KVPersist, Documents, Table,
 
 
 @asynccontextmanager
+async def stored(
+    kinds: Iterable[type[Contender]], folder: Path, chats: Chats
+) -> AsyncIterator[list[Contender]]:
+    """Give contenders who have stored these chats."""
+    async with AsyncExitStack() as ends:
+        contenders = []
+        for kind in kinds:
+            say(f"  {kind.name}: {len(chats):,} chats")
+            contender = kind(folder)
+            ends.push_async_callback(contender.end)
+            await contender.store(chats)
+            contenders.append(contender)
+        yield contenders
+
+
+@asynccontextmanager
 async def bots(
     kinds: Iterable[type[Contender]], folder: Path, chats: Chats
 ) -> AsyncIterator[dict[str, App]]:
     """Give a bot with these chats for each contender, by name."""
-    contenders = [kind(folder) for kind in kinds]
-    apps = {}
     gc.disable()  # while there is more and more that is no garbage
-    for contender in contenders:
-        say(f"  {contender.name}: {len(chats):,} chats")
-        await contender.store(chats)
-        apps[contender.name] = await contender.start()
-    gc.enable()
-    yield apps
-    for contender in contenders:
-        await apps[contender.name].shutdown()
-        await contender.end()
+    async with stored(kinds, folder, chats) as contenders:
+        apps = {contender.name: await contender.start() for contender in contenders}
+        gc.enable()
+        yield apps
+        for app in apps.values():
+            await app.shutdown()

@@ -32,7 +32,7 @@ async def compare(messages: int) -> Row:
                     Documents.name: through_the_queue(app),
                     **{name: saved_after_each(other) for name, other in others.items()},
                 },
-                rounds=size(7, 2),
+                rounds=size(5, 2),
             )
         await app.stop()
         await app.shutdown()

@@ -31,7 +31,8 @@ class Django(Contender):
         await sync_to_async(self._store)(chats)
 
     def _store(self, chats: Chats) -> None:
-        _configure_django(self.folder / "django.db")
+        self._configure()
+        call_command("migrate", verbosity=0)
         from python_telegram_bot_django_persistence.models import ChatData  # noqa: PLC0415
 
         with transaction.atomic():
@@ -41,6 +42,8 @@ class Django(Contender):
             )
 
     def open(self) -> Persistence:
+        if not settings.configured:
+            self._configure()
         from python_telegram_bot_django_persistence.persistence import (  # noqa: PLC0415
             DjangoPersistence,
         )
@@ -51,22 +54,20 @@ class Django(Contender):
     async def end(self) -> None:
         await sync_to_async(connections.close_all)()
 
-
-def _configure_django(path: Path) -> None:
-    """Let Django have one SQLite file; it can be told only once in a process."""
-    log = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL"
-    database = {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": path,
-        "OPTIONS": {"init_command": log, "transaction_mode": "IMMEDIATE"},
-    }
-    settings.configure(
-        DATABASES={"default": database},
-        INSTALLED_APPS=["python_telegram_bot_django_persistence"],
-        USE_TZ=True,
-    )
-    django.setup()
-    call_command("migrate", verbosity=0)
+    def _configure(self) -> None:
+        """Let Django have one SQLite file; it can be told only once in a process."""
+        log = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL"
+        database = {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": self.folder / "django.db",
+            "OPTIONS": {"init_command": log, "transaction_mode": "IMMEDIATE"},
+        }
+        settings.configure(
+            DATABASES={"default": database},
+            INSTALLED_APPS=["python_telegram_bot_django_persistence"],
+            USE_TZ=True,
+        )
+        django.setup()
 
 
 class Mongo(Contender):
@@ -87,16 +88,16 @@ class Mongo(Contender):
             [sys.executable, program, self.folder / "mongo"], stdin=PIPE, stdout=PIPE, text=True
         )
         assert self._server.stdout is not None
-        self._uri = self._server.stdout.readline().strip()
+        self._address.write_text(self._server.stdout.readline().strip())
         documents: list[Any] = [{"_id": chat_id, **data} for chat_id, data in chats.items()]
         client: MongoClient[Any]
-        with MongoClient(self._uri) as client:
+        with MongoClient(self._address.read_text()) as client:
             for at in range(0, len(documents), BATCH):
                 client["bot"]["chats"].insert_many(documents[at : at + BATCH])
 
     def open(self) -> Persistence:
         made: Persistence = MongoPersistence(
-            self._uri,
+            self._address.read_text(),
             "bot",
             name_col_chat_data="chats",
             load_on_flush=False,
@@ -107,3 +108,7 @@ class Mongo(Contender):
     async def end(self) -> None:
         with self._server:  # which waits, and closes the pipes
             self._server.kill()  # it would take its time
+
+    @property
+    def _address(self) -> Path:
+        return self.folder / "mongo.address"
