@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import Enum, Flag
-from typing import Any
+from typing import Any, Final
 
 from kvpersist.codec.bases import Base, base_of
 from kvpersist.codec.decoder import Decoder
@@ -15,6 +15,9 @@ from kvpersist.codec.protocol import CALLS, check_layout, check_protocol
 from kvpersist.codec.state import State
 from kvpersist.errors import EncodeError
 
+_FLAGS: Final = 64
+"""Python 3.10 takes time that grows with the square of the number of flags, if it may be any."""
+
 
 def adopt(kind: type, tag: str) -> Form:
     """Return how the objects of `kind` are stored.
@@ -22,6 +25,8 @@ def adopt(kind: type, tag: str) -> Form:
     Raises:
         ConfigurationError: Nothing but functions of the user's could do that.
     """
+    if issubclass(kind, Flag):
+        return _flag_form(kind, tag)
     if issubclass(kind, Enum):
         return _enum_form(kind, tag)
     if (pydantic := sys.modules.get("pydantic")) and issubclass(kind, pydantic.BaseModel):
@@ -101,20 +106,27 @@ def _enum_form(kind: type[Enum], tag: str) -> Form:
             raise EncodeError(f"{value!r}, which is no longer a member of {kind.__qualname__}")
         return name
 
-    if not issubclass(kind, Flag):
-        return text_form(tag, to_text, members.__getitem__)
+    return text_form(tag, to_text, members.__getitem__)
+
+
+def _flag_form(kind: type[Flag], tag: str) -> Form:
+    members = kind.__members__
+    bits = max([_FLAGS, *(abs(member.value).bit_length() for member in members.values())])
 
     def encode(value: Flag, encoder: Encoder) -> object:
         if members.get(value._name_ or "") is value:
             return value._name_
-        return encoder.value(int(value._value_))  # more than one flag, or none
+        number = int(value._value_)  # of more than one flag, or none
+        if number.bit_length() > bits:
+            raise EncodeError(f"a {kind.__qualname__} of more than {bits} bits; name the flags")
+        return encoder.value(number)
 
     def decode(payload: Any, decoder: Decoder) -> Enum:
         if type(payload) is str:
             return members[payload]
         number = decoder.value(payload)
-        if type(number) is not int:
-            raise TypeError("flags are a number")
+        if type(number) is not int or number.bit_length() > bits:
+            raise TypeError(f"flags are a number of at most {bits} bits")
         value = kind(number)
         # The boundary of the class may let it drop bits, or return an int. Python 3.10 had negative
         # combinations, which are others now.

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from kvpersist.codec import classes, containers, scalars, times, values
-from kvpersist.codec.decoder import Decoder
+from kvpersist.codec.decoder import Decoder, shortened
 from kvpersist.codec.encoder import (
     DEPTH_LIMIT,
     Encode,
@@ -120,25 +120,34 @@ class Codec:
             form = _registered(kind, tag, encode, decode)
         else:
             form = self._adopt(kind, tag)
-        for each in (name, *aliases):
-            if self._types.setdefault(each, kind) is not kind:
+        self._name(kind, form, (name, *aliases))
+
+    def _name(self, kind: type, form: Form, names: tuple[str, ...]) -> None:
+        """Give a class its names, all or none; the first is what new rows call it."""
+        for each in names:
+            if self._types.get(each, kind) is not kind:
                 raise ConfigurationError(
                     f"{each!r} is the name of both {qualified(self._types[each])} and "
                     f'{qualified(kind)}; give one another: Named({kind.__qualname__}, "…")'
                 )
-            self._forms[_tag(each)] = form
-        if self._names.setdefault(kind, name) != name:
+        if self._names.setdefault(kind, names[0]) != names[0]:
             raise ConfigurationError(f"{qualified(kind)} is listed under two names; use an alias")
+        for each in names:
+            self._types[each] = kind
+            self._forms[_tag(each)] = form
         self._add(kind, form)
 
     def encode(self, value: object) -> bytes:
         """Return `value` as JSON, in UTF-8.
 
-        What is stored is what each container held at one moment. An object that occurs twice is
-        stored twice, and comes back as two.
+        An object that occurs twice is stored twice, and comes back as two.
 
         Raises:
             EncodeError: With the path to what cannot be stored exactly. It names no row.
+
+        Notes:
+            No other thread may change `value` meanwhile. If one does, that is an error if it is
+            noticed; it may be stored half before and half after the change.
         """
         if (text := plain_text(value, DEPTH_LIMIT)) is not None:
             return text
@@ -157,7 +166,7 @@ class Codec:
         # Looking for one byte, as an int, is by far the fastest search. A "$" may be written as an
         # escape.
         if (_DOLLAR in text and b'"$' in text) or (_BACKSLASH in text and b"\\u0024" in text):
-            return Decoder(self._forms, _unknown).value(value)
+            return self._restored(lambda decoder: decoder.value(value))
         return value
 
     def check(self, text: bytes) -> None:
@@ -205,13 +214,23 @@ class Codec:
         if (form := self._form_of(kind)) is None:
             value = self.decode(text)
         else:
-            value = Decoder(self._forms, _unknown).payload(form, self._payload(form, _loaded(text)))
+            payload = self._payload(form, _loaded(text))
+            value = self._restored(lambda decoder: decoder.payload(form, payload))
         if type(value) is not kind:
             raise DecodeError(
                 f"a {qualified(type(value))} where ContextTypes says {qualified(kind)}; "
                 "mend or delete the row"
             )
         return value
+
+    def _restored(self, restore: Callable[[Decoder], Any]) -> Any:
+        try:
+            return restore(Decoder(self._forms, _unknown))
+        except RecursionError as error:
+            raise DecodeError(
+                "nested too deep for the stack of Python; raise sys.setrecursionlimit, or read it "
+                "with fewer calls on the stack"
+            ) from error
 
     def tags(self) -> set[str]:
         """Return all tags that can be read, those of the user's classes included."""
@@ -314,7 +333,9 @@ def _registered(
     kind: type, tag: str, encode: Callable[[Any], object], decode: Callable[[Any], Any]
 ) -> Form:
     def restore(payload: Any, decoder: Decoder) -> Any:
-        value = decode(decoder.value(payload))
+        # Reading must not need more of Python's stack for a level than writing did.
+        is_object = type(payload) is dict
+        value = decode(decoder.of_dict(payload) if is_object else decoder.value(payload))
         if type(value) is not kind:
             raise TypeError(f"its decode= made a {qualified(type(value))}")
         return value
@@ -353,12 +374,12 @@ def _checked_members(members: list[tuple[str, Any]]) -> dict[str, Any]:
 def _unknown(tag: str) -> DecodeError:
     if tag.startswith("$:"):
         return DecodeError(
-            f"an object of the class {tag[2:]!r}, which is not listed; add it to types=, or its "
-            "old name to the aliases of the class that it has become"
+            f"an object of the class {shortened(repr(tag[2:]))}, which is not listed; add it to "
+            "types=, or its old name to the aliases of the class that it has become"
         )
     return DecodeError(
-        f"the tag {tag!r} is not known; a newer kvpersist, or a newer library, may know it; else "
-        "mend or delete the row"
+        f"the tag {shortened(repr(tag))} is not known; a newer kvpersist, or a newer library, may "
+        "know it; else mend or delete the row"
     )
 
 

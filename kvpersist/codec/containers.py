@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
 from gc import get_referents
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final
@@ -17,18 +20,18 @@ _FACTORIES: Final[Mapping[str, type]] = {
     kind.__name__: kind
     for kind in (
         *(bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset),
-        *(Counter, OrderedDict, defaultdict, deque, SimpleNamespace),
+        *(Counter, OrderedDict, defaultdict, deque, SimpleNamespace, Decimal, Fraction, timedelta),
     )
 }
 
 
 def _mapping(payload: Any, decoder: Decoder) -> dict[Any, Any]:
-    """Do as `Decoder.mapping` does, in time: keys that JSON has words for do not have one hash.
+    """Do as `Decoder.mapping` does, in time: few keys that JSON has words for have one hash.
 
     Raises:
         ValueError: Also for too many keys of one hash.
     """
-    if type(payload) is list and len(payload) > SAME_HASHES:
+    if type(payload) is list:
         tagged = [entry for entry in payload if type(pair(entry)[0]) is dict]
         for entry in tagged:
             entry[0] = decoder.value(entry[0])
@@ -38,7 +41,9 @@ def _mapping(payload: Any, decoder: Decoder) -> dict[Any, Any]:
 
 def _check_hashes(keys: list[Any]) -> None:
     if crowded(keys):
-        raise ValueError(f"more than {SAME_HASHES} keys or items have the same hash")
+        raise ValueError(
+            f"more than {SAME_HASHES} keys or items have the same hash, or two among very long ints"
+        )
 
 
 def unique(payload: list[Any], decoder: Decoder) -> frozenset[Any]:
@@ -121,8 +126,8 @@ def _factory_name(factory: Callable[[], Any] | None, names: Mapping[type, str]) 
         if factory in names:
             return f":{names[factory]}"
         raise EncodeError(
-            f"a defaultdict whose default_factory is {qualified(factory)}; "
-            f"add {factory.__qualname__} to types="
+            f"a defaultdict whose default_factory is {qualified(factory)}; use one of "
+            f"{', '.join(_FACTORIES)}, or a class of your own, and add that to types="
         )
     raise EncodeError(
         "a defaultdict whose default_factory is no class but a function; "

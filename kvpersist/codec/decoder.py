@@ -17,6 +17,7 @@ _LEVELS_READ: Final = DEPTH_LIMIT + 10
 """An encoder does not count the brackets of a container that holds plain values only."""
 _CONTAINERS: Final = frozenset({dict, list})
 _SHOWN_LENGTH: Final = 80
+_REASON_LENGTH: Final = 300
 _MANY: Final = 16
 _LOOK_AHEAD: Final = 1
 """Down to this level arrays of many items are looked through as a whole before they are walked."""
@@ -39,18 +40,19 @@ class Decoder:
         unknown: Makes the error for a tag that is not among them.
     """
 
-    __slots__ = ("_depth", "_forms", "_unknown")
+    __slots__ = ("_depth", "_forms", "_unknown", "patterns_cost")
 
     def __init__(self, forms: Mapping[str, Form], unknown: Unknown) -> None:
         self._forms = forms
         self._unknown = unknown
         self._depth = 0
+        self.patterns_cost = 0
 
     def value(self, value: Any) -> Any:
         """Return the value that any JSON value stands for."""
         kind = type(value)
         if kind is dict:
-            return self._of_dict(value)
+            return self.of_dict(value)
         return self.items(value) if kind is list else value
 
     def items(self, items: list[Any]) -> list[Any]:
@@ -65,7 +67,7 @@ class Decoder:
             for at, item in enumerate(items):
                 kind = type(item)
                 if kind is dict:
-                    items[at] = self._of_dict(item)
+                    items[at] = self.of_dict(item)
                 elif kind is list:
                     self.items(item)
         except DecodeError as error:
@@ -83,7 +85,7 @@ class Decoder:
             for name, item in members.items():
                 kind = type(item)
                 if kind is dict:
-                    members[name] = self._of_dict(item)
+                    members[name] = self.of_dict(item)
                 elif kind is list:
                     self.items(item)
         except DecodeError as error:
@@ -127,14 +129,15 @@ class Decoder:
         self._enter()
         try:
             value = form.decode(payload, self)
-        except DecodeError:
+        except (DecodeError, RecursionError, MemoryError):  # nothing is wrong with the row
             raise
         except Exception as error:  # whatever a class of the user's raises when it is restored
             raise _unreadable(form, payload, error) from error
         self._depth -= 1
         return value
 
-    def _of_dict(self, members: dict[str, Any]) -> Any:
+    def of_dict(self, members: dict[str, Any]) -> Any:
+        """Return the value that an object stands for, tagged or not."""
         if len(members) != 1:
             return self.members(members, show_key)
         ((name, payload),) = members.items()
@@ -146,6 +149,8 @@ class Decoder:
             return self.payload(form, payload)
         try:
             return form.from_text(payload)
+        except (RecursionError, MemoryError):
+            raise
         except Exception as error:
             raise _unreadable(form, payload, error) from error
 
@@ -177,14 +182,26 @@ def _under(step: str, error: DecodeError) -> DecodeError:
 
 
 def _unreadable(form: Form, payload: object, error: Exception) -> DecodeError:
-    return DecodeError(
-        f"cannot read {form.tag} of {_shown(payload)}: {type(error).__name__}: {error}; mend or "
-        "delete the row, or give the class back what it had (an enum: a member of the old name)"
-    )
+    remedy = "mend or delete the row"
+    if form.tag.startswith("$:"):
+        remedy += ", or give the class back what it had (an enum: a member of the old name)"
+    raised = f"{type(error).__name__}: {_reason(error)}"
+    return DecodeError(f"cannot read {form.tag} of {_shown(payload)}: {raised}; {remedy}")
 
 
 def _shown(payload: object) -> str:
     if type(payload) in {dict, list}:  # what it holds may be of the user's classes by now
         return _TYPE_NAMES[type(payload)]
-    shown = repr(payload)
-    return shown if len(shown) <= _SHOWN_LENGTH else shown[:_SHOWN_LENGTH] + "…"
+    return shortened(repr(payload))
+
+
+def _reason(error: Exception) -> str:
+    try:
+        return shortened(str(error), _REASON_LENGTH)
+    except Exception:  # noqa: BLE001  a class of the user's may raise anything
+        return "(it has no text)"
+
+
+def shortened(shown: str, length: int = _SHOWN_LENGTH) -> str:
+    """Return what an error quotes of a text."""
+    return shown if len(shown) <= length else shown[:length] + "…"

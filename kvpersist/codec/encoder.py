@@ -1,16 +1,17 @@
 """The walk that turns a document into what orjson writes without changing it.
 
 A container is copied in one step before it is looked at, so that what was checked is what is
-written, whatever other threads do. Nothing else is built for a container of plain values. The path
-of an error is put together while it is on its way up, so that it costs nothing on the way down.
+written. Large parts that are plain are not: see `plain`. Nothing else is built for a container of
+plain values. The path of an error is put together while it is on its way up, so that it costs
+nothing on the way down.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import chain, takewhile
+from itertools import chain, islice, takewhile
+from operator import eq
 from typing import Any, Final, TypeAlias
 
 from orjson import Fragment
@@ -24,12 +25,17 @@ Encode: TypeAlias = Callable[["Encoder", Any], object]
 DEPTH_LIMIT: Final = 254
 """Levels of brackets in the text. orjson has the last word, which is the same; an encoder counts
 some of them only, so that it ends for what contains itself."""
-SAME_HASHES: Final = 1000
+SAME_HASHES: Final = 32
 """How many keys of one hash there may be: what they take grows with the square of their number."""
+_COMPARED_BITS: Final = 2**16
+"""Of ints among keys of one hash: comparing one with a Decimal takes time that grows with the
+square of its length."""
 _STEP_LENGTH: Final = 40
 
 _MANY: Final = 16
 _LOOK_AHEAD: Final = 2
+"""Down to this level large parts are written at once. `ordered` must meet none of them: the items
+of a set are below it."""
 
 _QUICK: Final = frozenset({str, int, bool, type(None)})
 _CAREFUL: Final = frozenset({bool, type(None)})
@@ -50,6 +56,7 @@ def show_key(key: object) -> str:
         shown = repr(key)
     else:
         shown = f"<{type(key).__qualname__}>"
+    shown = shown.encode(errors="backslashreplace").decode()
     return f"[{shown if len(shown) <= _STEP_LENGTH else shown[:_STEP_LENGTH] + '…'}]"
 
 
@@ -64,13 +71,14 @@ class Encoder:
 
     # The loops below say in place what a method could say: a call costs more than what it would do.
 
-    __slots__ = ("_careful", "_depth", "_encoders", "_plain")
+    __slots__ = ("_careful", "_depth", "_encoders", "_plain", "patterns_cost")
 
     def __init__(self, encoders: Mapping[type, Encode], *, careful: bool) -> None:
         self._encoders = encoders
         self._plain = _CAREFUL if careful else _QUICK
         self._depth = 0
         self._careful = careful
+        self.patterns_cost = 0
 
     def value(self, value: object) -> object:
         """Return what stands for any value."""
@@ -171,13 +179,13 @@ class Encoder:
             EncodeError: Also for a name that can be no name of a JSON object.
         """
         members = self.mapping(attributes, show_attribute)
-        if type(members) is list:
+        if not isinstance(members, dict):
             raise EncodeError("an attribute whose name is no str, or has a lone surrogate in it")
-        return attributes
+        return members
 
     def _pairs(self, members: dict[Any, Any], first: object) -> list[list[Any]]:
         """Return pairs of all; what comes before the key `first` is in its final form already."""
-        refuse_crowds(members)
+        refuse_keys(members)
         self._depth += 1
         plain, encoders = self._plain, self._encoders
         rest = iter(members.items())
@@ -239,7 +247,7 @@ def ordered(encoder: Encoder, values: Iterable[Any]) -> list[Any]:
     Otherwise the same set would be another text after every restart, and written again.
     """
     items = list(values)
-    refuse_crowds(items)
+    refuse_keys(items)
     kinds = {*map(type, items)}
     if kinds <= {str} or kinds <= {int}:
         return encoder.items(sorted(items))
@@ -258,17 +266,31 @@ def asked(function: Callable[[Any], object], value: Any) -> object:
 
 
 def crowded(keys: Collection[Any]) -> bool:
-    """Whether putting the keys into a dict or set takes long, because many have one hash."""
-    return len(keys) > SAME_HASHES and max(Counter(map(hash, keys)).values()) > SAME_HASHES
+    """Whether putting the keys into a dict or set takes long, because of those that have one hash.
+
+    Sorting takes no longer for hashes that were chosen to be in each other's way.
+    """
+    hashes = sorted(map(hash, keys))
+    if not any(map(eq, hashes, islice(hashes, 1, None))):
+        return False
+    return any(map(eq, hashes, islice(hashes, SAME_HASHES, None))) or any(map(_is_long, keys))
 
 
-def refuse_crowds(keys: Collection[Any]) -> None:
+def _is_long(key: Any) -> bool:
+    if isinstance(key, tuple | frozenset):
+        return any(map(_is_long, key))
+    return isinstance(key, int) and int.bit_length(key) > _COMPARED_BITS
+
+
+def refuse_keys(keys: Collection[Any]) -> None:
     """Raise an error for keys that could be stored but not read."""
     if crowded(keys):
         raise EncodeError(
-            f"more than {SAME_HASHES} keys or items with the same hash; give their class a better "
-            "__hash__, or keep a list"
+            f"more than {SAME_HASHES} keys or items with the same hash, or two among very long "
+            "ints; give their class a better __hash__, or keep a list"
         )
+    if len(set([*keys])) != len(keys):  # noqa: C405  of a dict, it would take the old hashes
+        raise EncodeError("two keys or items have become the same; do not change what is a key")
 
 
 def raised(error: Exception) -> EncodeError:

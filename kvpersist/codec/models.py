@@ -31,7 +31,8 @@ def pydantic_form(kind: Any, tag: str) -> Form:
     def encode(value: Any, encoder: Encoder) -> object:
         payload = encoder.attributes(vars(value).copy())
         extra, private = value.__pydantic_extra__ or {}, value.__pydantic_private__ or {}
-        if missing := initial.keys() - private.keys():
+        missing = kind.__pydantic_fields__.keys() - payload.keys()
+        if missing := missing | (initial.keys() - private.keys()):
             raise incomplete(value, missing)
         names = payload.keys() | extra.keys()
         if not value.model_fields_set <= names:

@@ -7,6 +7,8 @@ not: orjson itself refuses all others.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from gc import get_referents
 from math import isfinite
 from typing import Any, Final
@@ -17,6 +19,8 @@ _DOLLAR: Final = ord("$")
 _ATOMS: Final = frozenset({str, int, bool, type(None)})
 _CONTAINERS: Final = frozenset({dict, list})
 _ALL: Final = _ATOMS | _CONTAINERS | {float}
+_HIDES: Final = sys.version_info >= (3, 13)
+"""Whether nothing is shown of a dict that is the ``__dict__`` of an object."""
 _STRICT: Final = (
     orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_DATETIME
@@ -27,20 +31,18 @@ _STRICT: Final = (
 def plain_text(value: object, levels: int) -> bytes | None:
     """Return a dict or list as JSON if orjson alone writes it exactly, and None otherwise.
 
-    What comes back is what `value` held at one moment, though other threads may change it.
-
     Args:
         value: What is neither a dict nor a list takes the long way.
         levels: How many levels of containers there may be.
     """
     # Most that is not plain shows at the top, before anything was written in vain.
     if type(value) is dict:
-        kinds = map(type, value.values())
+        items: Iterable[Any] = value.values()
     elif type(value) is list:
-        kinds = map(type, value)
+        items = value
     else:
         return None
-    if not _ALL.issuperset(kinds):
+    if not _ALL.issuperset(map(type, items)):
         return None
     try:
         # First, because it refuses what would make _is_plain walk for ever: cycles.
@@ -50,17 +52,20 @@ def plain_text(value: object, levels: int) -> bytes | None:
     # What begins with "$" may have to be escaped. Looking for one byte is by far the fastest.
     if (_DOLLAR in text and b'"$' in text) or not _is_plain(value, levels, b"null" in text):
         return None
-    return text
+    # Another thread may have put a list in the place of a tuple, which is in the text as a list.
+    return text if orjson.dumps(value, option=_STRICT) == text else None
 
 
-def _is_plain(value: object, levels: int, has_null: bool) -> bool:
+def _is_plain(value: dict[Any, Any] | list[Any], levels: int, has_null: bool) -> bool:
     """Whether what orjson has taken is made of JSON's own types.
 
     orjson writes a tuple as a list, an enum as its value, nan as null, without a word.
     """
     values: list[Any] = [value]
     for _ in range(levels):
-        values = get_referents(*values)
+        holders, values = values, get_referents(*values)
+        if _HIDES and len(values) < _held(holders):  # pragma: no cover  depends on Python
+            return False
         kinds = {*map(type, values)}
         if not kinds <= _ALL:
             return False
@@ -70,6 +75,10 @@ def _is_plain(value: object, levels: int, has_null: bool) -> bool:
         if _CONTAINERS.isdisjoint(kinds):
             return True
     return False
+
+
+def _held(values: list[Any]) -> int:  # pragma: no cover  as above
+    return sum([len(value) for value in values if type(value) in _CONTAINERS])
 
 
 def _floats(values: list[Any]) -> list[float]:

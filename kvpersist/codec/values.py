@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -67,24 +66,12 @@ def _text(payload: Any, decoder: Decoder) -> str:
     return text
 
 
-class _Spent(threading.local):
-    """What the patterns have cost so far of the document that this thread walks through."""
-
-    walk: object = None
-    cost = 0
-
-
-_spent = _Spent()
-
-
 def _is_too_much(source: str | bytes, walk: Encoder | Decoder) -> bool:
     """Whether compiling a pattern takes too long, together with those before it in the document."""
-    if _spent.walk is not walk:
-        _spent.walk, _spent.cost = walk, 0
     text = source if isinstance(source, str) else source.decode("latin-1")
     ends = (_FAR_ENDS.get(end, ord(end[-1])) for end in _RANGE_END.findall(text))
-    _spent.cost += len(text) + sum(ends) // _RANGE_STEP
-    return len(text) > _PATTERN_LENGTH or _spent.cost > _PATTERNS_COST
+    walk.patterns_cost += len(text) + sum(ends) // _RANGE_STEP
+    return len(text) > _PATTERN_LENGTH or walk.patterns_cost > _PATTERNS_COST
 
 
 def _pattern_parts(value: re.Pattern[Any], encoder: Encoder) -> object:

@@ -10,6 +10,7 @@ import codec_samples
 import pytest
 import telegram
 from codec_samples import make_codec, same
+from telegram import TelegramObject
 from telegram.constants import ChatAction
 
 from kvpersist.codec import Codec
@@ -44,6 +45,15 @@ def code(cell: str) -> str:
     return cell.strip("`")
 
 
+def is_same(value: Any, back: Any) -> bool:
+    """Compare Telegram objects, some of which are never equal, by their attributes."""
+    if value is back:
+        return True
+    if isinstance(value, TelegramObject):
+        value, back = ([type(each), each.to_dict()] for each in (value, back))
+    return same(value, back)
+
+
 EXAMPLES = [(code(row[2]), code(row[3])) for row in table_rows(FORMAT) if row[2]]
 
 
@@ -53,7 +63,7 @@ def test_each_example_is_stored_as_documented(python: str, stored: str) -> None:
     value = eval(python, NAMES)
     assert make().encode(value).decode() == stored
     back = make().decode(stored.encode())
-    assert "telegram" in type(value).__module__ or same(value, back)
+    assert is_same(value, back)
     assert make().encode(back).decode() == stored
 
 
@@ -71,7 +81,7 @@ def test_what_an_earlier_release_stored_is_read(release: Path) -> None:
         python, stored = line.split("\t")
         value, back = eval(python, NAMES), codec.decode(stored.encode())
         assert codec.encode(value) == codec.encode(back), stored
-        assert type(value) is type(back)
+        assert is_same(value, back)
 
 
 def test_golden_files_have_every_tag() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any
 from uuid import UUID
 
 import orjson
 import pytest
-from codec_samples import PLAIN, VALUES, Color, Level, Mode, Name, make_codec, same
+from codec_samples import PLAIN, VALUES, Color, Level, Mode, Name, Plain, make_codec, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,3 +74,34 @@ def test_the_long_way_writes_the_same(value: Any, in_lists: bool) -> None:
         assert CODEC.encode(document) == orjson.dumps(document)
         beside = CODEC.encode([document, ()])
         assert beside == b"[" + orjson.dumps(document) + b',{"$tuple":[]}]'
+
+
+def test_the_attributes_of_an_object_are_looked_at() -> None:
+    """The garbage collector of newer Pythons does not show them."""
+    shown = Plain(pair=(1, 2), rest=[float("nan")])
+    attributes = vars(shown)
+    for document in ({"x": attributes}, attributes, {"t": (), "l": [attributes] * 16}):
+        assert same(document, CODEC.decode(CODEC.encode(document)))
+
+
+def test_a_document_that_changes_while_it_is_written_takes_the_long_way() -> None:
+    """A tuple that is a list a moment later must not be in the text as a list."""
+    value: dict[str, Any] = {"pair": (1, 2)}
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            value["pair"] = (1, 2)
+            value["pair"] = 5
+
+    thread = threading.Thread(target=change)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        seen = {repr(CODEC.decode(CODEC.encode(value))["pair"]) for _ in range(2000)}
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert seen <= {"(1, 2)", "5"}

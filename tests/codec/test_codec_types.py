@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from ipaddress import ip_network
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from codec_samples import ZONE_FILE
 from test_codec_format import NAMES, ROOT, code, make, table_rows
 
 from kvpersist.errors import EncodeError
@@ -16,7 +18,7 @@ LOOP: list[Any] = []
 LOOP.append(LOOP)
 NOTED: Any = ip_network("10.0.0.0/8")
 NOTED.note = "mine"
-with open("/usr/share/zoneinfo/Europe/Berlin", "rb") as file:  # noqa: PTH123
+with BytesIO(ZONE_FILE) as file:
     FILE_ZONE = ZoneInfo.from_file(file, key="UTC")
 REFUSED = {"LOOP": LOOP, "NOTED": NOTED, "FILE_ZONE": FILE_ZONE}
 
