@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
-from contextvars import ContextVar
+from collections.abc import Collection, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -18,12 +17,13 @@ from kvpersist.keys import BOT, Name, Scope, document_key
 from kvpersist.lazy import Lazy
 from kvpersist.persistence import KVPersistence
 from kvpersist.rows import HandedOver
+from kvpersist.runs import RUN, Names, Run, add
 from kvpersist.updates import moved_by, used_by
 
 _SLICE: Final = 0.004
 """Seconds after which encoding many documents lets the event loop do something else."""
-_WRITTEN: Final[ContextVar[object]] = ContextVar("kvpersist_written", default=None)
-"""The update that this task has handled, and written, last."""
+_CONCURRENT: Final = ":process_concurrent_update"
+"""How PTB's names of tasks end that do nothing but call `process_update`."""
 
 
 def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
@@ -72,12 +72,11 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             )
         self._kv: KVPersistence[Any, Any, Any] = self.persistence
         self._kv.context_types = self.context_types
-        self._used: set[Name] = set()
-        self._dropped: set[Name] = set()
+        self._kv.is_refreshed = self._is_refreshed
+        self._due: Names = {}  # of runs that are over, and of none
         self._has_news = False
         self._is_live = False
         self._watched: Watched | None = None
-        self._handling: dict[asyncio.Task[Any] | None, object] = {}
         self._writing: set[asyncio.Task[None]] = set()
         self._background: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
@@ -98,8 +97,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._kv.rows,
             self._kinds,
             self._kv.max_documents,
-            self._note_changed,
-            lambda: asyncio.current_task() in self._handling,
+            lambda names: self._note(dict.fromkeys(names, False)),
         )
         if "chat" in self._kinds:
             self._chat_data = lazy.tables["chat"]  # type: ignore[assignment]
@@ -119,8 +117,9 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
     async def shutdown(self) -> None:
         """Write what is left, close the store; see `Application.shutdown`."""
         self._is_live = self.running
-        if self._writing:  # they would open the store again
-            await asyncio.wait(self._writing)
+        loop = asyncio.get_running_loop()  # of another that has ended, nothing goes on
+        if writing := [task for task in self._writing if task.get_loop() is loop]:
+            await asyncio.wait(writing)  # they would open the store again
         await super().shutdown()
         if self._lazy is not None:
             self._lazy.clear()
@@ -129,35 +128,81 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Handle an update, and commit what its handlers changed; see `Application`.
 
         What cannot be written is told to the error handlers, and kept: see `KVPersistence`. An
-        update whose documents cannot be read, with ``lazy=True``, is not handled, and they hear it.
+        update whose documents cannot be read is not handled, and they hear it.
         """
-        if self._lazy is None:
-            await self._process_update(update)
-            return
-        names = [*used_by(update), *moved_by(update)]
-        with self._lazy.hold(names):
-            try:
-                await self._lazy.load(names)
-            except KVPersistError as error:
-                await self.process_error(update, error)
-            else:
-                await self._process_update(update)
-
-    async def _process_update(self, update: object) -> None:
-        _WRITTEN.set(None)
-        task = asyncio.current_task()
-        self._handling[task] = update
+        run = Run(self, used_by(update), self._lazy)
+        run.is_update = True
+        run.task = asyncio.current_task()
+        token = RUN.set(run)
         try:
-            await super().process_update(update)
-        except asyncio.CancelledError:
-            # PTB notes nothing then. It is written later, for nobody waits for it any more.
-            self._used.update(used_by(update))
-            raise
+            try:
+                if await self._is_readable(update, run):
+                    await super().process_update(update)
+            except BaseException:
+                # PTB notes nothing then. It is written later, for nobody waits for it any more.
+                add(self._due, run.names)
+                raise
+            finally:
+                run.is_over = True
+                RUN.reset(token)
+            if run.has_news or (self._watched and self._watched.is_touched()):
+                await self._write_through(run)
         finally:
-            self._handling.pop(task, None)
-        _WRITTEN.set(update)
-        if self._has_news or (self._watched and self._watched.is_touched()):
-            await self._write_through()
+            run.release()
+
+    async def _is_readable(self, update: object, run: Run) -> bool:
+        """Read what an update uses, and other programs have written, before PTB does.
+
+        PTB would run the handlers of later groups even if that fails.
+        """
+        if not self._is_live:
+            return True  # PTB refuses
+        try:
+            if self._lazy is not None:
+                run.keep(moved := [*moved_by(update)])
+                await self._lazy.load([*run.own, *moved])
+            await self._refresh(run)
+        except KVPersistError as error:
+            await self.process_error(update, error)
+            return False
+        return True
+
+    async def _refresh(self, run: Run) -> None:
+        rows = self._kv.rows
+        if self._kv.store_data.bot_data and not rows.is_current(BOT, ""):
+            await rows.refresh(BOT, "", self.bot_data, self.context_types.bot_data)
+        for scope, document_id in run.own:
+            if (kind := self._kinds.get(scope)) is None:
+                continue
+            key, prefix = document_key(scope, document_id), f"{scope}/"
+            if not rows.is_current(key, prefix):
+                await rows.refresh(key, prefix, self._tables[scope][document_id], kind)
+        run.fresh = {None, *run.own}
+
+    def _is_refreshed(self, name: Name | None) -> bool:
+        """Note what PTB is about to hand to handlers or a job; return whether it was just read.
+
+        A job is not known to the application before this.
+        """
+        run = self._run()
+        if run is None or run.task is not (task := asyncio.current_task()):
+            run = Run(self, (), self._lazy)
+            run.task = task = asyncio.current_task()
+            RUN.set(run)
+            if task is not None:
+                task.add_done_callback(run.release)
+        if name is not None:
+            run.own.setdefault(name, False)
+            run.names.setdefault(name, False)
+            run.keep([name])
+        is_fresh = name in run.fresh
+        run.fresh.discard(name)
+        return is_fresh
+
+    def _run(self) -> Run | None:
+        """Return the run that the running code is a part of."""
+        run = RUN.get()
+        return run if run is not None and run.owner is self and not run.is_over else None
 
     def create_task(
         self, coroutine: Any, update: object | None = None, *, name: str | None = None
@@ -166,10 +211,20 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
         The documents of `update` stay in memory until it has ended.
         """
-        task: asyncio.Task[Any] = super().create_task(coroutine, update, name=name)
-        if self._lazy is not None:
-            self._lazy.hold_for(task, used_by(update))
-        return task
+        parent = self._run()
+        is_passed_on = name is not None and name.endswith(_CONCURRENT)
+        own: Iterable[Name] = () if is_passed_on else used_by(update)
+        if update is None and parent is not None:
+            own = parent.own
+        run = Run(self, own, self._lazy)
+        run.is_passed_on = is_passed_on
+        token = RUN.set(run)
+        try:
+            run.task = super().create_task(coroutine, update, name=name)
+        finally:
+            RUN.reset(token)
+        run.task.add_done_callback(run.release)
+        return run.task
 
     def drop_chat_data(self, chat_id: int) -> None:
         """Delete the data of a chat, here and, when the update ends, in the store."""
@@ -182,10 +237,9 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._note_dropped("user", user_id)
 
     def _note_dropped(self, scope: Scope, document_id: int) -> None:
-        self._dropped.add((scope, document_id))
         if self._lazy is not None:
             self._lazy.renew(scope, document_id)
-        self._note_news()
+        self._note({(scope, document_id): True})
 
     def migrate_chat_data(
         self,
@@ -213,16 +267,16 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         names += [("user", user_id) for user_id in _ids(user_ids)]
         if self._lazy is not None:
             self._lazy.check(names)
-        self._used.update(names)
-        self._note_news()
+        self._note(dict.fromkeys(names, False))
 
     async def update_persistence(self) -> None:
         """Write everything that was not written yet; PTB calls it every ``update_interval``.
 
-        A handler that awaits it can answer when what it has changed so far is durable.
+        When a handler, a job, or a task that either of them made, awaits it, what it has changed so
+        far is durable: it can answer.
         """
-        self._used.update(used_by(self._handling.get(asyncio.current_task())))
-        await self._write_through()
+        run = RUN.get()
+        await self._write_through(run if run is not None and run.owner is self else None, due=True)
 
     def _mark_for_persistence_update(
         self, *, update: object | None = None, job: Job[Any] | None = None
@@ -232,44 +286,63 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         A private name of PTB's: nothing public tells when a job, or a handler with
         ``block=False``, is done.
         """
-        if update is not None and update is _WRITTEN.get():
-            return  # with concurrent updates, PTB calls it once more
-        self._used.update(used_by(update))
+        names = dict.fromkeys(used_by(update), False)
         if job is not None:
-            self._used.update(("chat", chat_id) for chat_id in _ids(job.chat_id))
-            self._used.update(("user", user_id) for user_id in _ids(job.user_id))
-        self._note_news()
+            names |= dict.fromkeys((("chat", chat_id) for chat_id in _ids(job.chat_id)), False)
+            names |= dict.fromkeys((("user", user_id) for user_id in _ids(job.user_id)), False)
+            # That of a conversation which has timed out is not known to PTB's `Job`.
+            names |= dict.fromkeys(used_by(getattr(job.data, "update", None)), False)
+        run = self._run()
+        if run is None or run.task is not asyncio.current_task():
+            self._note_due(names)
+        elif run.is_update:
+            self._note(names)
+        elif run.names or not run.is_passed_on:
+            add(run.names, {} if run.is_passed_on else names)
+            self._note_due(run.names)
+            run.release()
 
-    def _note_changed(self, names: list[Name]) -> None:
-        self._used.update(names)
-        self._note_news()
+    def _note(self, names: Names) -> None:
+        """Have documents written when the run ends that this is a part of, or else at once."""
+        if (run := self._run()) is None:
+            self._note_due(names)
+        else:
+            add(run.names, names)
+            run.keep(names)
+            run.has_news = True
 
-    def _note_news(self) -> None:
-        """Have it written by the update that this is part of, or in the background."""
+    def _note_due(self, names: Names) -> None:
+        """Have documents written in the background."""
+        add(self._due, names)
         self._has_news = True
-        if not self._is_live or self._background is not None:
-            return
         try:
-            task = asyncio.current_task()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
-            return  # no event loop runs; `update_persistence` will write it
-        if task is None or task not in self._handling:
+            return  # `update_persistence` will write it
+        is_begun = self._background is not None and self._background.get_loop() is loop
+        if self._is_live and not is_begun:
             self._background = self._begin(self._write_in_background())
 
     async def _write_in_background(self) -> None:
+        RUN.set(None)
         try:
             while self._has_news:
-                await self._hand_in()
+                await self._hand_in(None, due=True)
         finally:
             self._background = None
 
-    async def _write_through(self) -> None:
-        """Return when all that was changed is durable, or was told to the error handlers."""
+    async def _write_through(self, run: Run | None, *, due: bool = False) -> None:
+        """Return when what a run has changed is durable, or was told to the error handlers.
+
+        Args:
+            run: The run.
+            due: Whether to write what is due besides, and wait for all that is on its way.
+        """
         if self._kv.has_conversations:
             # What PTB has handed over is lost if whoever took it is cancelled.
-            await asyncio.shield(self._begin(self._hand_in()))
+            await asyncio.shield(self._begin(self._hand_in(run, due=due)))
         else:
-            await self._hand_in()
+            await self._hand_in(run, due=due)
 
     def _begin(self, write: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(
@@ -279,12 +352,13 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         task.add_done_callback(self._writing.discard)
         return task
 
-    async def _hand_in(self) -> None:
-        self._has_news = False
+    async def _hand_in(self, run: Run | None, *, due: bool) -> None:
+        if due:
+            self._has_news = False
         handed = HandedOver()
         if self._kv.has_conversations:
             handed = await self._kv.handed_over(super().update_persistence)
-        await self._hand_in_documents(handed)
+        await self._hand_in_documents(run, handed, due=due)
         if self._watched is not None:
             self._kv.keyboards.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
@@ -305,24 +379,29 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 self._told[refusal.key] = str(refusal)
                 await self.process_error(None, refusal)
 
-    async def _hand_in_documents(self, handed: HandedOver) -> None:
-        """Put the rows of the documents that were used into `handed`; of many, write the first."""
-        names = [*(self._dropped - self._used), *self._used]
-        dropped, self._dropped, self._used = self._dropped, set(), set()
+    async def _hand_in_documents(self, run: Run | None, handed: HandedOver, *, due: bool) -> None:
+        """Put the rows of the documents that were used into `handed`; of many, write the first.
+
+        Nothing awaits between taking a name out of what is due and handing its row to the group
+        commit: whoever waits for all that is on its way waits for it too.
+        """
+        names: Names = {}
+        if run is not None:
+            names = run.names.copy()
+            run.names = dict.fromkeys(names, False)
         start = time.monotonic()
         if self._kv.store_data.bot_data:
             self._encode(BOT, self.bot_data, self.context_types.bot_data, handed)
         try:
-            while names:
-                name = names.pop()
-                self._encode_named(name, handed, is_dropped=name in dropped)
+            while source := names or (due and self._due):
+                name, is_dropped = source.popitem()
+                self._encode_named(name, handed, is_dropped=is_dropped)
                 if time.monotonic() - start > _SLICE:
                     await self._commit(handed)
                     await asyncio.sleep(0)  # which a commit of nothing does not
                     start = time.monotonic()
         except asyncio.CancelledError:
-            self._used.update(names)
-            self._dropped |= dropped.intersection(names)
+            add(self._due, names)
             raise
 
     def _encode_named(self, name: Name, handed: HandedOver, *, is_dropped: bool) -> None:

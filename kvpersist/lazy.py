@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -64,7 +63,6 @@ class Lazy:
         most: How many documents of each scope are kept.
         note_changed: Called with documents that hold what the store does not, and that nobody has
             marked. They stay in memory.
-        is_updating: Whether the task that runs handles an update, which holds what it uses.
     """
 
     def __init__(
@@ -73,14 +71,12 @@ class Lazy:
         kinds: dict[Scope, type],
         most: int,
         note_changed: Callable[[list[Name]], None],
-        is_updating: Callable[[], bool],
     ) -> None:
         self.tables = {scope: LazyDocuments(scope) for scope in kinds}
         self._rows = rows
         self._kinds = kinds
         self._most = most
         self._note_changed = note_changed
-        self._is_updating = is_updating
         self._held: Counter[Name] = Counter()
 
     async def load(self, names: Collection[Name]) -> None:
@@ -115,22 +111,9 @@ class Lazy:
             self._evict()
 
     async def refreshable(self, scope: Scope, document_id: int) -> Any:
-        """Return a document that PTB is about to hand to handlers, or to a job.
-
-        An update holds its own. A job is not known to the application before this: it holds what it
-        gets until its task has ended.
-        """
-        task = asyncio.current_task()
-        if task is not None and not self._is_updating():
-            self.hold_for(task, [(scope, document_id)])
+        """Return a document that PTB is about to hand to handlers, or to a job."""
         await self.load([(scope, document_id)])
         return self.tables[scope][document_id]
-
-    def hold_for(self, task: asyncio.Task[Any], names: Iterable[Name]) -> None:
-        """Keep documents in memory, once they are there, until a task has ended."""
-        holding = ExitStack()
-        holding.enter_context(self.hold(names))
-        task.add_done_callback(lambda _: holding.close())
 
     @contextmanager
     def hold(self, names: Iterable[Name]) -> Iterator[None]:

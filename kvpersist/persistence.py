@@ -131,6 +131,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.max_documents = max_documents
         self.lazy: Lazy | None = None
         self.has_conversations = False
+        self.is_refreshed: Callable[[keys.Name | None], bool] = lambda _: False
         self.keyboards = Keyboards(self.rows)
 
     @property
@@ -353,6 +354,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Raises:
             OpenError, ReadError: The store could not be read. PTB does not run the handlers of the
                 first group that has one for this update; those of later groups see what memory has.
+                The application of `application_builder` runs none.
             DecodeError: The other program wrote what cannot be read. Likewise.
 
         Notes:
@@ -361,7 +363,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             if PTB is handing over this document in the same moment, what it had before is written
             over the other program's write.
         """
-        if self.store_data.user_data:
+        if self.store_data.user_data and not self.is_refreshed(("user", user_id)):
             if self.lazy is not None:
                 user_data = await self.lazy.refreshable("user", user_id)
             key = keys.document_key("user", user_id)
@@ -370,7 +372,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
         """Take over what another program wrote of one chat. As `refresh_user_data`."""
-        if self.store_data.chat_data:
+        if self.store_data.chat_data and not self.is_refreshed(("chat", chat_id)):
             if self.lazy is not None:
                 chat_data = await self.lazy.refreshable("chat", chat_id)
             key = keys.document_key("chat", chat_id)
@@ -379,7 +381,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     async def refresh_bot_data(self, bot_data: BD) -> None:
         """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
-        if self.store_data.bot_data and not self.rows.is_current(keys.BOT, ""):
+        if not self.store_data.bot_data or self.is_refreshed(None):
+            return
+        if not self.rows.is_current(keys.BOT, ""):
             await self.rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
 
     async def flush(self) -> None:
