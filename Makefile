@@ -1,5 +1,6 @@
 # The contributor's whole interface; continuous integration calls the same targets.
 PYTHON ?= python3
+OLDEST ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
@@ -37,7 +38,7 @@ test: $(VENV)/installed
 
 ## All tests with the oldest supported Python, PTB, aiosqlite and orjson.
 oldest:
-	$(MAKE) PYTHON=python3.10 VENV=.venv-oldest .venv-oldest/installed
+	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed
 	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.10.0"
 	.venv-oldest/bin/pytest $(TESTS)
 

@@ -2,7 +2,6 @@
 
 from kvpersist.application import WriteThroughApplication, application_builder
 from kvpersist.codec import Codec, Named
-from kvpersist.documents import Document
 from kvpersist.errors import (
     ConfigurationError,
     DecodeError,
@@ -11,6 +10,7 @@ from kvpersist.errors import (
     KVPersistError,
     NewerSchemaError,
     NotAStoreError,
+    NotInMemoryError,
     OpenError,
     ReadError,
     StoreError,
@@ -25,7 +25,6 @@ __all__ = [
     "Codec",
     "ConfigurationError",
     "DecodeError",
-    "Document",
     "DocumentError",
     "EncodeError",
     "KVPersistError",
@@ -34,6 +33,7 @@ __all__ = [
     "Named",
     "NewerSchemaError",
     "NotAStoreError",
+    "NotInMemoryError",
     "OpenError",
     "ReadError",
     "SqliteStore",

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, Literal, TypeAlias, cast
+from types import MappingProxyType
+from typing import Any, Final, cast
 
 from telegram import Message, Update
-from telegram.ext import Application, ApplicationBuilder, ContextTypes, ExtBot, Job
+from telegram.ext import Application, ApplicationBuilder, ExtBot, Job
 
-from kvpersist.callback_cache import watch
-from kvpersist.documents import Document, handing_over, stop_handing_over
-from kvpersist.errors import ConfigurationError, EncodeError, WriteError
-from kvpersist.keys import document_key
-from kvpersist.persistence import KVPersistence
+from kvpersist.callback_cache import Watched, watch
+from kvpersist.errors import ConfigurationError, EncodeError, KVPersistError, WriteError
+from kvpersist.keys import BOT, Scope, document_key
+from kvpersist.lazy import Lazy, Name
+from kvpersist.persistence import HandedOver, KVPersistence
 
-Name: TypeAlias = tuple[Literal["chat", "user", "bot"], int]
-
-BOT: Final[Name] = ("bot", 0)
 _SLICE: Final = 0.004
 """Seconds after which encoding many documents lets the event loop do something else."""
-
-_ENDED: Final[ContextVar[object]] = ContextVar("kvpersist_ended", default=None)
-"""The update of which everything was written in this task."""
-_HANDLING: Final[ContextVar[object]] = ContextVar("kvpersist_handling", default=None)
-"""The task that handles an update, and writes through when it is done."""
+_WRITTEN: Final[ContextVar[object]] = ContextVar("kvpersist_written", default=None)
+"""The update that this task has handled, and written, last."""
 
 
 def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
@@ -42,20 +38,16 @@ def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
     they are done. Updates that end at the same moment share one transaction. An update that
     changes nothing writes nothing.
 
+    Documents are never copied, whichever class they are of: one that cannot be copied, or stored,
+    concerns its own row alone.
+
     Every option of the builder can be used; a class that is given to ``application_class`` must
-    derive from `WriteThroughApplication`. Data is kept in `Document`, unless ``context_types``
-    says otherwise.
+    derive from `WriteThroughApplication`.
     """
-    context_types: ContextTypes[Any, Any, Any, Any] = ContextTypes(
-        context=persistence.context_types.context,
-        bot_data=_document_type(persistence.context_types.bot_data),
-        chat_data=_document_type(persistence.context_types.chat_data),
-        user_data=_document_type(persistence.context_types.user_data),
-    )
     return (
         ApplicationBuilder()
         .application_class(WriteThroughApplication)
-        .context_types(context_types)
+        .context_types(persistence.context_types)
         .persistence(persistence)
     )
 
@@ -83,48 +75,120 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._dropped: set[Name] = set()
         self._has_news = False
         self._is_live = False
+        self._watched: Watched | None = None
+        self._handling: dict[asyncio.Task[Any] | None, object] = {}
+        self._writing: set[asyncio.Task[None]] = set()
         self._background: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
+        self._lazy = self._load_lazily() if self._kv.is_lazy else None
+
+    def _load_lazily(self) -> Lazy:
+        """Have ids that are not in memory noticed.
+
+        It replaces two private mappings of PTB's, which would make an empty document of each.
+        """
+        stored, types = self._kv.store_data, self.context_types
+        kinds: dict[Scope, type] = {}
+        if stored.chat_data:
+            kinds["chat"] = types.chat_data
+        if stored.user_data:
+            kinds["user"] = types.user_data
+        lazy = self._kv.lazy = Lazy(
+            self._kv.rows,
+            kinds,
+            self._kv.max_documents,
+            self._note_changed,
+            lambda: asyncio.current_task() in self._handling,
+        )
+        if stored.chat_data:
+            self._chat_data = lazy.tables["chat"]  # type: ignore[assignment]
+            self.chat_data = MappingProxyType(self._chat_data)
+        if stored.user_data:
+            self._user_data = lazy.tables["user"]  # type: ignore[assignment]
+            self.user_data = MappingProxyType(self._user_data)
+        return lazy
 
     async def initialize(self) -> None:
         """Load what is stored; see `Application.initialize`."""
         await super().initialize()
-        cache = cast("ExtBot[Any]", self.bot).callback_data_cache
-        if self._kv.store_data.callback_data and cache is not None:
-            self._kv.watched = watch(cache)
+        if (cache := self._cache()) is not None:
+            self._watched = watch(cache)
         self._is_live = True
 
     async def shutdown(self) -> None:
         """Write what is left, close the store; see `Application.shutdown`."""
+        self._is_live = self.running
+        if self._writing:
+            await asyncio.wait(self._writing)
         await super().shutdown()
-        self._is_live = False
+        if self._lazy is not None:
+            self._lazy.clear()
 
     async def process_update(self, update: object) -> None:
         """Handle an update, and commit what its handlers changed; see `Application`.
 
-        What cannot be written is told to the error handlers, and kept: see `KVPersistence`.
+        What cannot be written is told to the error handlers, and kept: see `KVPersistence`. An
+        update whose documents cannot be read, with ``lazy=True``, is not handled, and they hear it.
         """
-        _ENDED.set(None)
-        _HANDLING.set(asyncio.current_task())
+        if self._lazy is None:
+            await self._process_update(update)
+            return
+        names = [*_names(update), *_moving(update)]
+        with self._lazy.hold(names):
+            try:
+                await self._lazy.load(names)
+            except KVPersistError as error:
+                await self.process_error(update, error)
+            else:
+                await self._process_update(update)
+
+    async def _process_update(self, update: object) -> None:
+        with self._handled_here(update):
+            try:
+                await super().process_update(update)
+            except asyncio.CancelledError:
+                # PTB notes nothing then. It is written later, for nobody waits for it any more.
+                self._used.update(_names(update))
+                raise
+        _WRITTEN.set(update)
+        if self._has_news or (self._watched and self._watched.is_touched()):
+            await self._write_through()
+
+    @contextmanager
+    def _handled_here(self, update: object) -> Iterator[None]:
+        task = asyncio.current_task()
+        self._handling[task] = update
         try:
-            await super().process_update(update)
+            yield
         finally:
-            _ENDED.set(update)
-            _HANDLING.set(None)
-            if self._has_news or (self._kv.watched and self._kv.watched.is_touched()):
-                await self._write_through()
-            await self._settle()
+            self._handling.pop(task, None)
+
+    def create_task(
+        self, coroutine: Any, update: object | None = None, *, name: str | None = None
+    ) -> asyncio.Task[Any]:
+        """Run a coroutine as a task; see `Application.create_task`.
+
+        The documents of `update` stay in memory until it has ended.
+        """
+        task: asyncio.Task[Any] = super().create_task(coroutine, update, name=name)
+        if self._lazy is not None:
+            self._lazy.hold_for(task, _names(update))
+        return task
 
     def drop_chat_data(self, chat_id: int) -> None:
         """Delete the data of a chat, here and, when the update ends, in the store."""
         super().drop_chat_data(chat_id)
-        self._dropped.add(("chat", chat_id))
-        self._note_news()
+        self._note_dropped("chat", chat_id)
 
     def drop_user_data(self, user_id: int) -> None:
         """Delete the data of a user, here and, when the update ends, in the store."""
         super().drop_user_data(user_id)
-        self._dropped.add(("user", user_id))
+        self._note_dropped("user", user_id)
+
+    def _note_dropped(self, scope: Scope, document_id: int) -> None:
+        self._dropped.add((scope, document_id))
+        if self._lazy is not None:
+            self._lazy.renew(scope, document_id)
         self._note_news()
 
     def migrate_chat_data(
@@ -144,49 +208,44 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         chat_ids: int | Collection[int] | None = None,
         user_ids: int | Collection[int] | None = None,
     ) -> None:
-        """Have data of other chats and users written too: when the update ends, or else at once."""
-        self._used.update(("chat", chat_id) for chat_id in _ids(chat_ids))
-        self._used.update(("user", user_id) for user_id in _ids(user_ids))
+        """Have data of other chats and users written too: when the update ends, or else at once.
+
+        Raises:
+            NotInMemoryError: With ``lazy=True``: what has left memory cannot have been changed.
+        """
+        names: list[Name] = [("chat", chat_id) for chat_id in _ids(chat_ids)]
+        names += [("user", user_id) for user_id in _ids(user_ids)]
+        if self._lazy is not None:
+            self._lazy.check(names)
+        self._used.update(names)
         self._note_news()
 
     async def update_persistence(self) -> None:
-        """Write everything that was not written yet; PTB calls it every ``update_interval``."""
-        if self._background is not None:
-            await asyncio.wait([self._background])
-        await self._write_through()
-        if not self._needs_ptb():
-            await self._run_of_ptb()
-        await self._settle()
+        """Write everything that was not written yet; PTB calls it every ``update_interval``.
 
-    async def process_error(
-        self,
-        update: object | None,
-        error: Exception,
-        job: Job[Any] | None = None,
-        coroutine: Any = None,
-    ) -> bool:
-        """Tell the error handlers of an error; see `Application.process_error`."""
-        stop_handing_over()
-        return await super().process_error(update, error, job, coroutine)
+        A handler that awaits it can answer when what it has changed so far is durable.
+        """
+        self._used.update(_names(self._handling.get(asyncio.current_task())))
+        await self._write_through()
 
     def _mark_for_persistence_update(
         self, *, update: object | None = None, job: Job[Any] | None = None
     ) -> None:
         """Note whose data was used. PTB calls it when handlers, jobs and tasks are done.
 
-        The only private name of PTB's here: nothing public tells when a job, or a handler with
-        ``block=False``, is done. If PTB stops calling it, its own run writes what was changed.
+        A private name of PTB's: nothing public tells when a job, or a handler with
+        ``block=False``, is done.
         """
-        if update is not None and update is _ENDED.get():
+        if update is not None and update is _WRITTEN.get():
             return  # with concurrent updates, PTB calls it once more
-        if isinstance(update, Update):
-            if update.effective_chat:
-                self._used.add(("chat", update.effective_chat.id))
-            if update.effective_user:
-                self._used.add(("user", update.effective_user.id))
+        self._used.update(_names(update))
         if job is not None:
             self._used.update(("chat", chat_id) for chat_id in _ids(job.chat_id))
             self._used.update(("user", user_id) for user_id in _ids(job.user_id))
+        self._note_news()
+
+    def _note_changed(self, names: list[Name]) -> None:
+        self._used.update(names)
         self._note_news()
 
     def _note_news(self) -> None:
@@ -198,101 +257,127 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             task = asyncio.current_task()
         except RuntimeError:
             return  # no event loop runs; `update_persistence` will write it
-        if task is None or task is not _HANDLING.get():
-            self._background = asyncio.get_running_loop().create_task(
-                self._write_in_background(), name="kvpersist:write-through"
-            )
+        if task is None or task not in self._handling:
+            self._background = self._begin(self._write_in_background())
 
     async def _write_in_background(self) -> None:
         try:
             while self._has_news:
-                await self._write_through()
-            await self._settle()
+                await self._hand_in()
         finally:
             self._background = None
 
     async def _write_through(self) -> None:
-        """Hand all that was changed over to group commit."""
-        self._has_news = False
-        await self._write_documents()
-        if self._needs_ptb():
-            await self._run_of_ptb()
-
-    def _needs_ptb(self) -> bool:
-        """Whether only PTB can tell what has changed: conversations, and what is not watched."""
+        """Return when all that was changed is durable, or was told to the error handlers."""
         if self._kv.has_conversations:
-            return True
-        cache = cast("ExtBot[Any]", self.bot).callback_data_cache
-        return self._kv.watched is None and self._kv.store_data.callback_data and cache is not None
+            # What PTB has handed over is lost if whoever took it is cancelled.
+            await asyncio.shield(self._begin(self._hand_in()))
+        else:
+            await self._hand_in()
 
-    async def _write_documents(self) -> None:
-        rows = self._kv.rows
-        changes: dict[str, bytes | None] = {}
-        errors: list[EncodeError] = []
-        used, self._used = self._used, set()
-        dropped, self._dropped = self._dropped, set()
-        start = time.monotonic()
-        for name in (*(dropped - used), *used, BOT):
-            if (source := self._source(name, is_dropped=name in dropped)) is None:
-                continue
-            key, document, kind = source
-            try:
-                changes[key] = None if kind is None else rows.encode_document(key, document, kind)
-                self._told.pop(key, None)
-            except EncodeError as error:
-                errors.append(error)
-            if time.monotonic() - start > _SLICE:
-                rows.commits.put(changes)
-                changes = {}
-                await asyncio.sleep(0)
-                start = time.monotonic()
-        rows.commits.put(changes)
-        if self._kv.watched is not None:
-            errors += self._kv.put_touched_keyboards(self._kv.watched)
-        for refused in errors:
-            await self._tell(refused.key, refused)
+    def _begin(self, write: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(
+            write, name="kvpersist:write-through"
+        )
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
 
-    def _source(self, name: Name, *, is_dropped: bool) -> tuple[str, object, type | None] | None:
-        """Return the key, the document and its class; no class if the row has to go."""
-        scope, document_id = name
-        stored, types = self._kv.store_data, self.context_types
-        if scope == "bot":
-            return ("bot", self.bot_data, types.bot_data) if stored.bot_data else None
-        if not (stored.chat_data if scope == "chat" else stored.user_data):
-            return None
-        kind = types.chat_data if scope == "chat" else types.user_data
-        documents = self.chat_data if scope == "chat" else self.user_data
-        key = document_key(scope, document_id)
-        if is_dropped and document_id not in documents:
-            return key, None, None
-        return key, documents[document_id], kind
-
-    async def _run_of_ptb(self) -> None:
-        """Let PTB hand over the conversations; chats and users it knows nothing of.
-
-        Nothing in it waits for the store: see `is_handing_over`.
-        """
+    async def _hand_in(self) -> None:
+        self._has_news = False
+        commits = self._kv.rows.commits
+        handed = HandedOver()
+        if self._kv.has_conversations:
+            handed = await self._kv.handed_over(super().update_persistence)
+        await self._hand_in_documents(handed)
+        if self._watched is not None:
+            self._kv.hand_over_touched(handed, self._watched)
+        elif (cache := self._cache()) is not None:
+            self._kv.hand_over_keyboards(handed, cache.persistence_data)
+        commits.put(handed.changes)
         try:
-            with handing_over():
-                await super().update_persistence()
-        except Exception as error:  # noqa: BLE001  a deepcopy of the bot's own class may raise any
-            await self._tell("", error)
-
-    async def _settle(self) -> None:
-        try:
-            await self._kv.rows.commits.settled()
+            await commits.settled()
         except WriteError as error:
             await self.process_error(None, error)
+        for refused in handed.refused:
+            await self._tell(refused)
 
-    async def _tell(self, key: str, error: Exception) -> None:
+    async def _hand_in_documents(self, handed: HandedOver) -> None:
+        """Put the rows of the documents that were used into `handed`; of many, into the store."""
+        names = [*(self._dropped - self._used), *self._used]
+        dropped, self._dropped, self._used = self._dropped, set(), set()
+        start = time.monotonic()
+        if self._kv.store_data.bot_data:
+            self._encode(BOT, self.bot_data, self.context_types.bot_data, handed)
+        try:
+            while names:
+                name = names.pop()
+                self._encode_named(name, handed, is_dropped=name in dropped)
+                if time.monotonic() - start > _SLICE:
+                    self._kv.rows.commits.put(handed.changes)
+                    handed.changes = {}
+                    await asyncio.sleep(0)
+                    start = time.monotonic()
+        except asyncio.CancelledError:
+            self._used.update(names)
+            self._dropped |= dropped.intersection(names)
+            raise
+
+    def _encode_named(self, name: Name, handed: HandedOver, *, is_dropped: bool) -> None:
+        scope, document_id = name
+        stored, types = self._kv.store_data, self.context_types
+        if scope == "chat":
+            is_stored, documents, kind = stored.chat_data, self.chat_data, types.chat_data
+        else:
+            is_stored, documents, kind = stored.user_data, self.user_data, types.user_data
+        if not is_stored:
+            return
+        key = document_key(scope, document_id)
+        is_here = document_id in documents
+        if is_dropped and not (
+            is_here and not self._kv.rows.is_empty(key, documents[document_id], kind)
+        ):
+            handed.changes[key] = None
+        elif is_here or self._lazy is None:
+            self._encode(key, documents[document_id], kind, handed)
+
+    def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> None:
+        try:
+            handed.changes[key] = self._kv.rows.encode_document(key, document, kind)
+            self._told.pop(key, None)
+        except EncodeError as error:
+            handed.refused.append(error)
+
+    def _cache(self) -> Any:
+        """Return PTB's cache of callback data, if it is to be kept."""
+        cache = cast("ExtBot[Any]", self.bot).callback_data_cache
+        return cache if self._kv.store_data.callback_data else None
+
+    async def _tell(self, error: EncodeError) -> None:
         """Tell the error handlers, but not after each update that the document is used in."""
-        if self._told.get(key) != str(error):
-            self._told[key] = str(error)
+        if self._told.get(error.key) != str(error):
+            self._told[error.key] = str(error)
             await self.process_error(None, error)
 
 
-def _document_type(kind: type) -> type:
-    return Document if kind is dict else kind
+def _names(update: object) -> list[Name]:
+    """Return the documents that handlers of an update use."""
+    names: list[Name] = []
+    if isinstance(update, Update):
+        if update.effective_chat:
+            names.append(("chat", update.effective_chat.id))
+        if update.effective_user:
+            names.append(("user", update.effective_user.id))
+    return names
+
+
+def _moving(update: object) -> list[Name]:
+    """Return the other id of a chat about whose move an update tells: see `migrate_chat_data`."""
+    message = update.message if isinstance(update, Update) else None
+    if message is None:
+        return []
+    ids = message.migrate_from_chat_id, message.migrate_to_chat_id
+    return [("chat", chat_id) for chat_id in ids if chat_id is not None]
 
 
 def _ids(ids: int | Collection[int] | None) -> Collection[int]:

@@ -6,13 +6,11 @@ None, and the whole cache is handed over and compared instead, which is slower a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from telegram.ext import CallbackDataCache
 
 from kvpersist.callback_data import Shown
-from kvpersist.documents import is_handing_over
 
 
 class Watched:
@@ -43,40 +41,25 @@ class Watched:
 def watch(cache: CallbackDataCache) -> Watched | None:
     """Begin to look at what is touched in a cache; all that it holds counts as touched.
 
-    It puts other mappings in the place of two that are private to PTB, and another class in the
-    place of the cache's. None if PTB is not as it was.
+    It puts other mappings in the place of two that are private to PTB. None if PTB is not as it
+    was.
     """
-    keyboards = getattr(cache, "_keyboard_data", None)
-    queries = getattr(cache, "_callback_queries", None)
-    if type(cache) is _WatchedCache:
-        return Watched(keyboards, queries)
-    if not _is_known(keyboards) or not _is_known(queries):
+    keyboards = _watched(getattr(cache, "_keyboard_data", None), cache.maxsize)
+    queries = _watched(getattr(cache, "_callback_queries", None), cache.maxsize)
+    if keyboards is None or queries is None:
         return None
-    cache._keyboard_data = _watched(keyboards, cache.maxsize)  # noqa: SLF001  see above
-    cache._callback_queries = _watched(queries, cache.maxsize)  # noqa: SLF001  see above
-    cache.__class__ = _WatchedCache
-    return Watched(cache._keyboard_data, cache._callback_queries)  # noqa: SLF001  see above
-
-
-class _WatchedCache(CallbackDataCache):
-    __slots__ = ()
-
-    @property
-    def persistence_data(self) -> Any:
-        """Nothing, if PTB asks in order to hand it over to `KVPersistence`, which knows better."""
-        return ([], {}) if is_handing_over() else super().persistence_data
-
-
-def _is_known(mapping: Any) -> bool:
-    return isinstance(mapping, MutableMapping) and type(mapping).__name__ == "LRUCache"
+    cache._keyboard_data, cache._callback_queries = keyboards, queries  # noqa: SLF001  see above
+    return Watched(keyboards, queries)
 
 
 def _watched(mapping: Any, maxsize: int) -> Any:
-    kind: Any = type(mapping)
+    kind: Any = next((kind for kind in type(mapping).__mro__ if kind.__name__ == "LRUCache"), None)
+    if kind is None:
+        return None
     look: Any = kind.__mro__[1].__getitem__  # the cache's below the one that knows the order
 
     class WatchedMapping(kind):  # type: ignore[misc]
-        """A mapping that notes what is touched; looking at all of it is no touch."""
+        """A mapping that notes what is touched."""
 
         def __init__(self) -> None:
             super().__init__(maxsize=maxsize)
@@ -102,17 +85,7 @@ def _watched(mapping: Any, maxsize: int) -> Any:
             """Return a value as if nobody had asked; None if there is none."""
             return look(self, key) if key in self else None
 
-        def values(self) -> Any:
-            return [look(self, key) for key in self]
-
-        def items(self) -> Any:
-            return [(key, look(self, key)) for key in self]
-
     watched = WatchedMapping()
-    for key in _keys(mapping):
+    for key in list(mapping):
         watched[key] = mapping[key]
     return watched
-
-
-def _keys(mapping: Any) -> Iterator[str]:
-    yield from list(mapping)

@@ -120,9 +120,11 @@ class KeyboardDocuments:
         self._last += 1
         return self._last
 
-    def forget(self, keyboards: Iterable[str]) -> None:
-        """Note that these have no row any more; until then `split` says that they must go."""
-        self._rows -= set(keyboards)
+    def forget_removed(self, documents: Mapping[str, Document | None]) -> None:
+        """Note that those which are None have no row any more; until then `split` says so again."""
+        self._rows.difference_update(
+            keyboard for keyboard, document in documents.items() if document is None
+        )
 
     def join(self, documents: Mapping[str, Document]) -> CallbackData:
         """Return what `split` made `documents` from, and take up its positions."""

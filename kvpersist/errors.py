@@ -4,6 +4,7 @@
 
     KVPersistError
     ├── ConfigurationError        an argument that cannot work (also a ValueError)
+    ├── NotInMemoryError          a document that was reached for before it was loaded
     ├── DocumentError             one row, and the path inside it
     │   ├── EncodeError           a value that cannot be stored exactly
     │   └── DecodeError           a stored row that cannot be read
@@ -30,6 +31,28 @@ class KVPersistError(Exception):
 
 class ConfigurationError(KVPersistError, ValueError):
     """An argument that cannot work; raised by constructors, before any file is touched."""
+
+
+class NotInMemoryError(KVPersistError):
+    """A document of ``KVPersistence(lazy=True)`` was reached for while it was not in memory.
+
+    Raised by whatever is done with ``application.chat_data[id]`` then. The row was not touched.
+
+    Attributes:
+        scope: ``chat`` or ``user``.
+        document_id: Of which one.
+    """
+
+    def __init__(self, scope: str, document_id: int) -> None:
+        super().__init__(scope, document_id)
+        self.scope = scope
+        self.document_id = document_id
+
+    def __str__(self) -> str:
+        return (
+            f"{self.scope}/{self.document_id} is not in memory; first "
+            f"`await application.persistence.load({self.scope!r}, {self.document_id})`"
+        )
 
 
 class DocumentError(KVPersistError):

@@ -68,7 +68,7 @@ class GroupCommit:
 
     def remember(self, key: str, *texts: bytes) -> None:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
-        self._known[key] = tuple([_fingerprint(text) for text in texts])
+        self._known[key] = tuple({_fingerprint(text) for text in texts})
 
     def forget(self, key: str) -> None:
         """Note that the store does not hold this row, as far as is known."""
@@ -82,15 +82,15 @@ class GroupCommit:
         """Whether the store is known to hold this row with this value, last this class heard."""
         return _fingerprint(text) in self._known.get(key, ())
 
-    async def read(self, key: str) -> bytes | None:
-        """Return what the store has in this row, which may be behind what is waiting.
+    async def read(self, keys: Collection[str]) -> dict[str, bytes]:
+        """Return what the store has in these rows, which may be behind what is waiting.
 
         Raises:
             OpenError, ReadError: The store's.
         """
         self._in_use = True
         await self._store.open()
-        return (await self._store.read([key])).get(key)
+        return await self._store.read(keys)
 
     async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
         """Write what is waiting, then yield all rows whose key begins with `prefix`, in pages.

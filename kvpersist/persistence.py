@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
 from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
@@ -15,8 +17,9 @@ from kvpersist import keys
 from kvpersist.callback_cache import Watched
 from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
 from kvpersist.codec import Codec, Named
-from kvpersist.documents import is_handing_over
 from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
+from kvpersist.group_commit import Changes
+from kvpersist.lazy import Lazy
 from kvpersist.rows import Progress, Rows
 from kvpersist.stores import SqliteStore, Store
 from kvpersist.telegram_objects import TelegramObjects
@@ -26,6 +29,21 @@ CD = TypeVar("CD")
 BD = TypeVar("BD")
 ConversationKey: TypeAlias = tuple[int | str, ...]
 ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
+
+
+@dataclass
+class HandedOver:
+    """Rows to write, and why others cannot be written."""
+
+    changes: Changes = field(default_factory=dict)
+    refused: list[EncodeError] = field(default_factory=list)
+
+
+_HANDED_OVER: Final[ContextVar[HandedOver | None]] = ContextVar("kvpersist", default=None)
+"""In a run of PTB's for the sake of conversations alone: where their rows go."""
+_NOTHING: Final = PersistenceInput(
+    bot_data=False, chat_data=False, user_data=False, callback_data=False
+)
 
 
 class KVPersistence(BasePersistence[UD, CD, BD]):
@@ -49,6 +67,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             ``user_data``, ``chat_data`` and ``bot_data`` come back as instances of their classes.
         types: The bot's own classes that documents, states and callback data may contain, each as
             itself or as `Named`. Classes in `context_types` need not be listed.
+        lazy: Read the data of a chat or user when an update or job first uses it, not at the start.
+            Only for `application_builder`. See `load` for the data of others.
+        max_documents: How many chats, and how many users, `lazy` keeps in memory: those that were
+            used last. Those that are in use, or have unsaved changes, stay beyond that.
         progress: Called, while a start takes its time, with a prefix of keys (``chat/``) and the
             number of rows that have been loaded.
 
@@ -69,6 +91,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: None = None,
         types: Collection[type | Named] = (),
+        lazy: bool = False,
+        max_documents: int = 10_000,
         progress: Progress | None = None,
     ) -> None: ...
 
@@ -81,6 +105,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD],
         types: Collection[type | Named] = (),
+        lazy: bool = False,
+        max_documents: int = 10_000,
         progress: Progress | None = None,
     ) -> None: ...
 
@@ -92,6 +118,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         update_interval: float = 1.0,
         context_types: ContextTypes[Any, UD, CD, BD] | None = None,
         types: Collection[type | Named] = (),
+        lazy: bool = False,
+        max_documents: int = 10_000,
         progress: Progress | None = None,
     ) -> None:
         if not isinstance(update_interval, int | float) or not update_interval > 0:
@@ -99,6 +127,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 f"update_interval must be more than 0 seconds, not {update_interval!r}: at 0 "
                 "python-telegram-bot keeps a processor core busy; 0.1 is short enough"
             )
+        if not isinstance(max_documents, int) or max_documents < 1:
+            raise ConfigurationError(f"max_documents must be 1 or more, not {max_documents!r}")
         _check("store_data", store_data, PersistenceInput)
         _check("context_types", context_types, ContextTypes)
         super().__init__(store_data=store_data, update_interval=update_interval)
@@ -107,9 +137,20 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
         self.rows = Rows(self.store, self.codec, progress)
+        self.is_lazy = lazy
+        self.max_documents = max_documents
+        self.lazy: Lazy | None = None
         self.has_conversations = False
-        self.watched: Watched | None = None
         self._keyboards: KeyboardDocuments | None = None
+
+    @property
+    def store_data(self) -> PersistenceInput:
+        """Which kinds of data are kept."""
+        return self._store_data if _HANDED_OVER.get() is None else _NOTHING
+
+    @store_data.setter
+    def store_data(self, value: PersistenceInput) -> None:
+        self._store_data = value
 
     async def get_user_data(self) -> dict[int, UD]:
         """Return the stored ``user_data`` of all users.
@@ -124,6 +165,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.user_data:
             return {}
+        if self.is_lazy:
+            await self._open_lazily()
+            return {}
         name = partial(keys.document_id, "user")
         return await self.rows.load("user/", name, self.context_types.user_data)
 
@@ -131,8 +175,49 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
         if not self.store_data.chat_data:
             return {}
+        if self.is_lazy:
+            await self._open_lazily()
+            return {}
         name = partial(keys.document_id, "chat")
         return await self.rows.load("chat/", name, self.context_types.chat_data)
+
+    async def _open_lazily(self) -> None:
+        if self.lazy is None:
+            raise ConfigurationError("lazy=True works with kvpersist.application_builder only")
+        await self.rows.open()
+
+    async def load(self, scope: keys.Scope, ids: int | Collection[int]) -> None:
+        """Have the data of other chats or users in memory, if it is not there already.
+
+        With ``lazy=True`` what is not in memory cannot be used: ``application.user_data[7]`` raises
+        `NotInMemoryError` as soon as anything is done with it. Otherwise this does nothing. ::
+
+            await context.application.persistence.load("user", 7)
+            context.application.user_data[7]["invited"] = True
+            context.application.mark_data_for_update_persistence(user_ids=7)
+
+        Await nothing between these lines: others that are used meanwhile may take its place.
+
+        Raises:
+            OpenError, ReadError: The store could not be read.
+            DecodeError: A row cannot be read. Nothing was loaded.
+        """
+        if self.lazy is not None:
+            wanted = (ids,) if isinstance(ids, int) else ids
+            await self.lazy.load([(scope, document_id) for document_id in wanted])
+
+    async def documents(self, scope: keys.Scope) -> AsyncIterator[tuple[int, Any]]:
+        """Yield the id and the data of all chats, or users, as they are stored, in any order.
+
+        Memory is not filled with them. Each is a copy: use `load` to change one.
+
+        Raises:
+            OpenError, ReadError, DecodeError: As `load`.
+        """
+        types = self.context_types
+        kind = types.chat_data if scope == "chat" else types.user_data
+        async for key, document in self.rows.stream(f"{scope}/", kind):
+            yield keys.document_id(scope, key), document
 
     async def get_bot_data(self) -> BD:
         """Return the stored ``bot_data``, or a new instance of its class where there is none.
@@ -141,8 +226,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
-        found = await self.rows.load_one(keys.BOT, self.context_types.bot_data)
-        return self.context_types.bot_data() if found is None else found
+        kind = self.context_types.bot_data
+        found = await self.rows.load_one(keys.BOT, kind)
+        return kind() if found is None else found
 
     async def get_callback_data(self) -> CallbackData | None:
         """Return the stored callback-data cache, in the order in which it was handed over.
@@ -193,23 +279,23 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if self.store_data.user_data:
             key = keys.document_key("user", user_id)
             text = self.rows.encode_document(key, data, self.context_types.user_data)
-            await self.rows.write(key, text)
+            await self.rows.commits.write_row(key, text)
 
     async def update_chat_data(self, chat_id: int, data: CD) -> None:
         """Write ``chat_data`` of one chat. Called, and raises, as `update_user_data`."""
         if self.store_data.chat_data:
             key = keys.document_key("chat", chat_id)
             text = self.rows.encode_document(key, data, self.context_types.chat_data)
-            await self.rows.write(key, text)
+            await self.rows.commits.write_row(key, text)
 
     async def update_bot_data(self, data: BD) -> None:
         """Write ``bot_data``, if it changed. When this returns it is durable.
 
         PTB calls it in every run, changed or not. Raises as `update_user_data`.
         """
-        if self.store_data.bot_data and not is_handing_over():
+        if self.store_data.bot_data:
             text = self.rows.encode_document(keys.BOT, data, self.context_types.bot_data)
-            await self.rows.write(keys.BOT, text)
+            await self.rows.commits.write_row(keys.BOT, text)
 
     async def update_callback_data(self, data: CallbackData) -> None:
         """Write the keyboards that changed, remove those that are gone.
@@ -221,42 +307,42 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             EncodeError: For the first keyboard that cannot be stored.
             WriteError: The store refused. The rows are kept and tried again.
         """
-        if not self.store_data.callback_data or (self.watched and is_handing_over()):
+        if not self.store_data.callback_data:
             return
         if self._keyboards is None:
             await self.get_callback_data()
         keyboards = cast("KeyboardDocuments", self._keyboards)
         documents = keyboards.split(data)
-        changes, refused = self._encode_keyboards(documents)
-        await self.rows.commits.write(changes)
-        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
-        if refused:
-            raise refused[0]
+        self._encode_keyboards(documents, handed := HandedOver())
+        await self.rows.commits.write(handed.changes)
+        keyboards.forget_removed(documents)
+        if handed.refused:
+            raise handed.refused[0]
 
-    def put_touched_keyboards(self, watched: Watched) -> list[EncodeError]:
-        """Begin to write the keyboards that were touched; return those that cannot be stored.
+    def hand_over_keyboards(self, handed: HandedOver, data: CallbackData) -> None:
+        """Put the rows of all keyboards into `handed`, which goes to group commit at once."""
+        keyboards = cast("KeyboardDocuments", self._keyboards)
+        documents = keyboards.split(data)
+        self._encode_keyboards(documents, handed)
+        keyboards.forget_removed(documents)
 
-        The application calls it, which watches the cache and waits until all is durable.
-        """
+    def hand_over_touched(self, handed: HandedOver, watched: Watched) -> None:
+        """Do as `hand_over_keyboards` for those that were touched since this was called last."""
         keyboards = cast("KeyboardDocuments", self._keyboards)
         documents = keyboards.change(*watched.take(), watched.keyboard)
-        changes, refused = self._encode_keyboards(documents)
-        self.rows.commits.put(changes)
-        keyboards.forget(keyboard for keyboard, document in documents.items() if document is None)
-        return refused
+        self._encode_keyboards(documents, handed)
+        keyboards.forget_removed(documents)
 
     def _encode_keyboards(
-        self, documents: Mapping[str, Document | None]
-    ) -> tuple[dict[str, bytes | None], list[EncodeError]]:
-        changes: dict[str, bytes | None] = {}
-        refused: list[EncodeError] = []
+        self, documents: Mapping[str, Document | None], handed: HandedOver
+    ) -> None:
         for keyboard, document in documents.items():
             key = keys.keyboard_key(keyboard)
             try:
-                changes[key] = None if document is None else self.rows.encode(key, document)
+                text = None if document is None else self.rows.encode(key, document)
+                handed.changes[key] = text
             except EncodeError as error:
-                refused.append(error)
-        return changes, refused
+                handed.refused.append(error)
 
     async def update_conversation(
         self, name: str, key: ConversationKey, new_state: object | None
@@ -268,7 +354,32 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         When this returns the state is durable. Raises as `update_user_data`.
         """
         row = self._conversation_row(name, key)
-        await self.rows.write(row, None if new_state is None else self.rows.encode(row, new_state))
+        handed = _HANDED_OVER.get()
+        try:
+            text = None if new_state is None else self.rows.encode(row, new_state)
+        except EncodeError as error:
+            if handed is None:
+                raise
+            handed.refused.append(error)
+            return
+        if handed is None:
+            await self.rows.commits.write({row: text})
+        else:
+            handed.changes[row] = text
+
+    async def handed_over(self, hand_over: Callable[[], Awaitable[None]]) -> HandedOver:
+        """Return the rows of the conversations that took a step, in place of writing them.
+
+        Args:
+            hand_over: `Application.update_persistence` of PTB, the only call that tells which did.
+                While it runs PTB hands over nothing else, and runs no code of the bot's.
+        """
+        token = _HANDED_OVER.set(handed := HandedOver())
+        try:
+            await hand_over()
+        finally:
+            _HANDED_OVER.reset(token)
+        return handed
 
     async def drop_user_data(self, user_id: int) -> None:
         """Remove the row of one user. When this returns it is gone, durably.
@@ -278,13 +389,13 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Raises:
             WriteError: The store refused. The removal is kept and tried again.
         """
-        if self.store_data.user_data and not is_handing_over():
-            await self.rows.write(keys.document_key("user", user_id), None)
+        if self.store_data.user_data:
+            await self.rows.commits.write({keys.document_key("user", user_id): None})
 
     async def drop_chat_data(self, chat_id: int) -> None:
         """Remove the row of one chat. As `drop_user_data`; `migrate_chat_data` leads here too."""
-        if self.store_data.chat_data and not is_handing_over():
-            await self.rows.write(keys.document_key("chat", chat_id), None)
+        if self.store_data.chat_data:
+            await self.rows.commits.write({keys.document_key("chat", chat_id): None})
 
     async def refresh_user_data(self, user_id: int, user_data: UD) -> None:
         """Take over into `user_data` what another program wrote into its row meanwhile.
@@ -304,18 +415,24 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             over the other program's write.
         """
         if self.store_data.user_data:
+            if self.lazy is not None:
+                user_data = await self.lazy.refreshable("user", user_id)
             key = keys.document_key("user", user_id)
-            await self.rows.refresh(key, "user/", user_data, self.context_types.user_data)
+            if not self.rows.is_current(key, "user/"):
+                await self.rows.refresh(key, "user/", user_data, self.context_types.user_data)
 
     async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
         """Take over what another program wrote of one chat. As `refresh_user_data`."""
         if self.store_data.chat_data:
+            if self.lazy is not None:
+                chat_data = await self.lazy.refreshable("chat", chat_id)
             key = keys.document_key("chat", chat_id)
-            await self.rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
+            if not self.rows.is_current(key, "chat/"):
+                await self.rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
 
     async def refresh_bot_data(self, bot_data: BD) -> None:
         """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
-        if self.store_data.bot_data:
+        if self.store_data.bot_data and not self.rows.is_current(keys.BOT, ""):
             await self.rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
 
     async def flush(self) -> None:

@@ -14,6 +14,9 @@ import pytest_asyncio
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from storages import KV, MemoryStorage, PickleStorage, SqliteStorage, Storage
+from stores import WatchedStore
+
+from kvpersist import MemoryStore
 
 settings.register_profile(
     "kvpersist",
@@ -95,6 +98,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def kv(request: pytest.FixtureRequest, tmp_path: Path) -> KV:
     """Give what lasts between two runs, with rows to look at."""
     return SqliteStorage(tmp_path) if request.param == "sqlite" else MemoryStorage()
+
+
+@pytest.fixture
+def store() -> WatchedStore:
+    """A store in memory that can be watched, held up and broken."""
+    return WatchedStore(MemoryStore())
 
 
 @pytest.fixture(params=[False, True], ids=["shutdown", "crash"])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 
 from kvpersist import OpenError, ReadError, Store, WriteError
 from kvpersist.stores import Row
@@ -67,3 +71,10 @@ class WatchedStore:
     def _fail(self, kind: type[OpenError | ReadError]) -> None:
         if isinstance(self.failure, kind):
             raise self.failure
+
+
+def stored(path: Path) -> dict[str, object]:
+    """All rows, as any other program sees them."""
+    with closing(sqlite3.connect(path)) as reader:
+        rows = reader.execute("SELECT key, value FROM documents")
+        return {key: json.loads(text) for key, text in rows}

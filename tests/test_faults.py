@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import sqlite3
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import stored
 
 from kvpersist import (
     DecodeError,
@@ -50,13 +50,6 @@ def quota(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def stored(path: Path) -> dict[str, object]:
-    """All rows, as any other program sees them."""
-    with closing(sqlite3.connect(path)) as reader:
-        rows = reader.execute("SELECT key, value FROM documents")
-        return {key: json.loads(text) for key, text in rows}
 
 
 async def test_a_short_lock_of_another_program_is_waited_for(bot_db: Path) -> None:
@@ -191,6 +184,8 @@ KEYBOARD = '{"position": 1, "access_time": 1.5, "buttons": {"b": %s}, "queries":
 BAD_ROWS = {
     "broken JSON": ("chat/1", '{"n": ', "not valid JSON"),
     "no object": ("chat/1", "[1]", "a list where ContextTypes says dict"),
+    "nested too deep": ("chat/1", '{"a": ' + "[" * 300 + "]" * 300 + "}", "nested more than 200"),
+    "a document of another kind": ("chat/1", '{"$tuple": []}', "a tuple where ContextTypes says"),
     "an unknown tag": ("chat/1", '{"a": {"$unheard": 1}}', "unheard"),
     "no id": ("chat/me", "{}", "'me' is not the id of a chat"),
     "an id that is written otherwise": ("chat/007", "{}", "'007' is not the id"),

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import shutil
 import sqlite3
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from stores import stored
 
 from kvpersist import KVPersistence, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
-
-
-def stored(path: Path) -> dict[str, object]:
-    """All rows, as any other program sees them."""
-    with closing(sqlite3.connect(path)) as reader:
-        rows = reader.execute("SELECT key, value FROM documents")
-        return {key: json.loads(text) for key, text in rows}
 
 
 def wait_for_threads() -> None:
@@ -104,6 +98,35 @@ async def test_an_opening_that_is_cancelled_leaves_no_lock(bot_db: Path, moment:
         task.cancel()
     await asyncio.gather(opening, return_exceptions=True)
     await store.close()
+    other = SqliteStore(bot_db)
+    while not await opens(other):  # noqa: ASYNC110  a thread may still have to close it
+        await asyncio.sleep(0.01)
+    await other.close()
+
+
+async def test_an_opening_that_is_cancelled_at_its_last_step_leaves_no_lock(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was open already, and a thread was about to take the connection up."""
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    def connector(connection: sqlite3.Connection, _: object) -> Callable[[], sqlite3.Connection]:
+        def take_up_late() -> sqlite3.Connection:
+            entered.set()
+            assert may_go_on.wait(60)
+            return connection
+
+        return take_up_late
+
+    before = asyncio.all_tasks()
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite_thread._connector", connector)
+        opening = asyncio.ensure_future(SqliteStore(bot_db).open())
+        await asyncio.to_thread(entered.wait, 60)
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        may_go_on.set()
     other = SqliteStore(bot_db)
     while not await opens(other):  # noqa: ASYNC110  a thread may still have to close it
         await asyncio.sleep(0.01)

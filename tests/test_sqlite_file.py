@@ -477,8 +477,17 @@ class TestForgottenClose:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         assert ended.stderr == ""
 
-    async def test_a_store_that_is_lost_open_is_told(self, bot_db: Path) -> None:
+    async def test_a_store_that_is_collected_open_is_told(self, bot_db: Path) -> None:
         """A ResourceWarning names the file and what should have been called."""
+        store = SqliteStore(bot_db)
+        await store.open()
+        with pytest.warns(ResourceWarning, match=f"{bot_db}.*was not closed: await Application"):
+            store.__del__()  # when the collector would come is anybody's guess
+        await store.close()
+        store.__del__()
+
+    async def test_a_store_that_is_lost_at_exit_is_told(self, bot_db: Path) -> None:
+        """The same warning, for whoever asks for such warnings."""
         code = self.BOT.format(path=str(bot_db), end="") + "\ndel persistence"
         assert "was not closed: await Application.shutdown()" in run(code).stderr
 

@@ -91,6 +91,8 @@ class Codec:
         Raises:
             ConfigurationError: Another class has the name, or this one needs `encode` and `decode`.
         """
+        if isinstance(aliases, str):
+            raise ConfigurationError(f"aliases must be several names: ({aliases!r},)")
         # On Python 3.10 list[int] says that it is a type.
         if not isinstance(kind, type) or isinstance(kind, GenericAlias):
             raise ConfigurationError(f"{kind!r} is not a class")
@@ -218,6 +220,12 @@ class Codec:
             (tag,) = row
             if tag == form.tag or self._forms.get(tag) is form:
                 return row[tag]
+            # An object of attributes is tagged if one of their names could be a tag: see _row.
+            if tag.startswith("$") and not form.has_base:
+                if tag not in self._forms:
+                    raise _unknown(tag)
+                reason = f"a {tag} where ContextTypes says {form.tag}; mend or delete the row"
+                raise DecodeError(reason)
         return {BASE: row} if form.has_base else row
 
     def _adopt(self, kind: type, tag: str) -> Form:
@@ -279,6 +287,8 @@ def _text(make: Callable[[Encoder], object], encoders: _Encoders) -> bytes:
         raise EncodeError("nested too deep for the stack of Python; make it flatter") from error
     except RuntimeError as error:
         raise changed() from error
+    except Exception as error:  # a class of the user's may raise anything while it is looked at
+        raise EncodeError(f"it raised {type(error).__name__}: {error}") from error
 
 
 def _row(form: Form, payload: object) -> object:
@@ -326,8 +336,8 @@ def _checked_int(digits: str) -> int:
 def _checked_members(members: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(unique := dict(members)) == len(members):
         return unique
-    names = [name for name, _ in members]
-    twice = next(name for name in names if names.count(name) > 1)
+    seen: set[str] = set()
+    twice = next(name for name, _ in members if name in seen or seen.add(name))  # type: ignore[func-returns-value]
     raise DecodeError(f"two members of one object have the name {twice!r}; rename or delete one")
 
 

@@ -114,6 +114,15 @@ def _sorted_items(value: Any, encoder: Encoder) -> list[Any]:
     return ordered(encoder, value)
 
 
+def _items(value: dict[Any, Any], encoder: Encoder) -> dict[str, Any] | list[list[Any]]:
+    if vars(value):
+        raise EncodeError(
+            f"attributes ({', '.join(vars(value))}) of a {type(value).__qualname__}; "
+            "derive a class from it and add that to types="
+        )
+    return encoder.mapping(dict(value))
+
+
 FORMS: Final[dict[type, Form]] = {
     dict: Form(
         "$dict",
@@ -140,13 +149,13 @@ FORMS: Final[dict[type, Form]] = {
     deque: Form("$deque", _deque_parts, _deque_value, (list, dict)),
     OrderedDict: Form(
         "$ordereddict",
-        lambda value, encoder: encoder.mapping(dict(value)),
+        _items,
         lambda payload, decoder: OrderedDict(decoder.mapping(payload)),
         (dict, list),
     ),
     Counter: Form(
         "$counter",
-        lambda value, encoder: encoder.mapping(dict(value)),
+        _items,
         lambda payload, decoder: Counter(decoder.mapping(payload)),
         (dict, list),
     ),

@@ -137,31 +137,35 @@ class SqliteStore:
         """
         if self._opened is None:
             raise UnavailableError(f"{self.path}: the store is not open; await open() first")
-        opened = self._opened
         now = time.time_ns() // 1_000_000
         rows = tuple(changes.items())
         # The thread makes them, one by one.
         removes = ((key,) for key, text in rows if text is None)
         puts = ((key, text.decode(), now) for key, text in rows if text is not None)
-        opened.applying = opened.loop.create_future()
         try:
             # One call, and so one hop to the thread: see FileConnection.executemany.
             if None in changes.values():
-                await opened.writer.execute_many(_APPLY, [removes, puts])
+                await self._opened.writer.execute_many(_APPLY, [removes, puts])
             else:
-                await opened.writer.execute_many(_PUT, [puts])
+                await self._opened.writer.execute_many(_PUT, [puts])
         except (sqlite3.Error, ValueError) as error:
             if "locked" in str(error):
                 reason = f"{self.path}: {error}; end the other program's transaction"
                 raise UnavailableError(reason) from error
             reason = f"{self.path}: {error}; see that the disk has room and the file may be written"
             raise WriteError(reason, keys=changes) from error
-        finally:
-            self._note(opened, *opened.file.seen)
-            opened.applying.set_result(None)
-            opened.applying = None
 
-    async def writes_of_others(self) -> int:
+    def others_seen(self) -> int | None:
+        """Return what `see_others` would return; None if SQLite has to be asked."""
+        if (opened := self._opened) is None:
+            return None
+        header, version = opened.file.seen
+        if version != opened.data_version:
+            self._others += 1
+            opened.data_version = version
+        return self._others if header is not None and header == opened.file.header() else None
+
+    async def see_others(self) -> int:
         """Return a number that differs after other programs have written to the file.
 
         It asks SQLite only after somebody has written.
@@ -169,22 +173,16 @@ class SqliteStore:
         Raises:
             ReadError: SQLite could not read the file.
         """
-        while (opened := self._opened) is not None:
-            header = opened.file.header()
-            if header is not None and header == opened.header:
-                break
-            if opened.applying is None:
-                ((version,),) = await self._fetch("PRAGMA data_version", (), opened.writer)
-                self._note(opened, header, version)
-                break
-            await asyncio.wait([opened.applying])  # which looks itself
+        if (others := self.others_seen()) is not None:
+            return others
+        if (opened := self._opened) is None:
+            raise self._not_open()
+        header = opened.file.header()  # before SQLite is asked, so that no commit is in neither
+        # By the connection that writes, because it tells the commits of others from its own.
+        ((version,),) = await self._fetch("PRAGMA data_version", (), opened.writer)
+        opened.file.seen = header, version
+        self.others_seen()
         return self._others
-
-    def _note(self, opened: _Opened, header: bytes | None, version: int) -> None:
-        """Compare SQLite's data_version with what it was last."""
-        if version != opened.data_version:
-            self._others += 1
-        opened.header, opened.data_version = header, version
 
     async def _open(self) -> None:
         async with self._alone():
@@ -203,7 +201,7 @@ class SqliteStore:
             await writer.close()
             raise
         self._others += 1  # nobody knows what was written before
-        return _Opened(writer, reader, asyncio.get_running_loop(), files[0], *files[0].seen)
+        return _Opened(writer, reader, asyncio.get_running_loop(), files[0], files[0].seen[1])
 
     def _open_file(self, files: list[FileConnection]) -> sqlite3.Connection:
         connection = open_file(self.path, self._busy_timeout)
@@ -224,11 +222,14 @@ class SqliteStore:
         self, sql: str, parameters: Iterable[object], by: SqliteThread | None = None
     ) -> list[Any]:
         if self._opened is None:
-            raise ReadError(f"{self.path}: the store is not open; await open() first")
+            raise self._not_open()
         try:
             return await (by or self._opened.reader).fetch(sql, parameters)
         except (sqlite3.Error, ValueError) as error:
             raise ReadError(f"{self.path}: {error}") from error
+
+    def _not_open(self) -> ReadError:
+        return ReadError(f"{self.path}: the store is not open; await open() first")
 
     def _alone(self) -> asyncio.Lock:
         """Return what keeps `open` and `close` apart; an asyncio.Lock belongs to one loop."""
@@ -245,9 +246,7 @@ class _Opened:
     reader: SqliteThread
     loop: asyncio.AbstractEventLoop
     file: FileConnection
-    header: bytes | None
     data_version: int
-    applying: asyncio.Future[None] | None = None
 
     async def close(self) -> None:
         try:

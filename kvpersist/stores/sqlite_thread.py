@@ -29,8 +29,9 @@ class SqliteThread:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sync = connection
-        self._worker: threading.Thread | None = None
-        self._async = aiosqlite.Connection(self._take_up, iter_chunk_size=1)
+        self._workers: list[threading.Thread] = []
+        take_up = _connector(connection, self._workers)
+        self._async = aiosqlite.Connection(take_up, iter_chunk_size=1)
 
     @classmethod
     async def open(cls, connect: Callable[[], sqlite3.Connection]) -> SqliteThread:
@@ -77,10 +78,6 @@ class SqliteThread:
         """Close a connection that was opened on another event loop, which may have ended."""
         await _in_daemon(self._end, lambda _: None)
 
-    def _take_up(self) -> sqlite3.Connection:
-        self._worker = threading.current_thread()
-        return self._sync
-
     def _abandon(self) -> None:
         threading.Thread(target=self._end, name="kvpersist:close", daemon=True).start()
 
@@ -88,9 +85,24 @@ class SqliteThread:
         # The thread is told to end, and waited for, since it may be in the middle of a statement;
         # it may also have died before it closed the connection.
         self._async.stop()
-        if self._worker is not None:
-            self._worker.join()
+        for worker in self._workers:
+            worker.join()
         self._sync.close()
+
+
+def _connector(
+    connection: sqlite3.Connection, workers: list[threading.Thread]
+) -> Callable[[], sqlite3.Connection]:
+    """Return what aiosqlite's thread calls first.
+
+    It is no method: the thread keeps what it called last, and would keep a lost object alive.
+    """
+
+    def take_up() -> sqlite3.Connection:
+        workers.append(threading.current_thread())
+        return connection
+
+    return take_up
 
 
 async def _in_daemon(function: Callable[[], T], discard: Callable[[T], None]) -> T:

@@ -1,17 +1,16 @@
 """Seeing that another program has written to a SQLite file, without asking SQLite each time.
 
-All connections to a file in WAL mode share the memory of the wal-index. Its first 48 bytes change
-with each commit of whomever (https://sqlite.org/walformat.html#the_wal_index_header). Nothing is
-read out of them here but that they are, or are not, what they were.
+All connections to a file in WAL mode share the wal-index, which is a file beside it. Its first 48
+bytes change with each commit of whomever (https://sqlite.org/walformat.html#the_wal_index_header).
+Nothing is read out of them here but that they are, or are not, what they were.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 _HEADER: Final = 48
 
@@ -23,22 +22,15 @@ class WalIndex:
         path: The file; its wal-index is the file beside it whose name ends with ``-shm``.
 
     Raises:
-        OSError: There is none, or it cannot be shared on this platform.
-        ValueError: It is empty.
+        OSError: There is none.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.file = os.open(f"{os.fspath(path)}-shm", os.O_RDONLY | os.O_CLOEXEC)
-        self.memory: mmap.mmap | None = None
-        try:
-            self.memory = mmap.mmap(self.file, _HEADER, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):
-            self.close()
-            raise
 
-    def header(self) -> bytes:
-        """Return what differs after each commit."""
-        return cast("mmap.mmap", self.memory)[:_HEADER]
+    def header(self) -> bytes | None:
+        """Return what differs after each commit; None if there is nothing in the file."""
+        return os.pread(self.file, _HEADER, 0) or None
 
     def close(self) -> None:
         """Let go of the file, as soon as nobody has it open any more. Call it once.
@@ -49,17 +41,14 @@ class WalIndex:
         """
         with _LOCK:
             _KEPT.append(self)
-            gone = [kept for kept in _KEPT if os.fstat(kept.file).st_nlink == 0]
-            for kept in gone:
+            for kept in [kept for kept in _KEPT if os.fstat(kept.file).st_nlink == 0]:
                 _KEPT.remove(kept)
-                if kept.memory is not None:
-                    kept.memory.close()
                 os.close(kept.file)
 
 
 def watch(path: str | os.PathLike[str]) -> WalIndex | None:
-    """Return the wal-index of a file, or None where it cannot be looked at."""
-    with suppress(OSError, ValueError):
+    """Return the wal-index of a file, or None where there is none to be looked at."""
+    with suppress(OSError):
         return WalIndex(path)
     return None
 

@@ -57,7 +57,10 @@ class Store(Protocol):
 class SeesOthers(Protocol):
     """A store that can tell cheaply whether rows have to be read again. No store must."""
 
-    async def writes_of_others(self) -> int:
+    def others_seen(self) -> int | None:
+        """Return what `see_others` would return; None if that cannot be told without I/O."""
+
+    async def see_others(self) -> int:
         """Return a number that differs after somebody else has written, or it was opened again.
 
         `open` was called before. It says nothing about the writes of `Store.apply`.

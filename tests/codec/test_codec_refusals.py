@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 import threading
-from collections import OrderedDict, UserDict, defaultdict
+from collections import Counter, OrderedDict, UserDict, defaultdict
 from contextlib import suppress
 from datetime import datetime
 from fractions import Fraction
@@ -33,7 +33,7 @@ from codec_samples import (
 )
 
 from kvpersist.codec import Codec, Named
-from kvpersist.errors import ConfigurationError, EncodeError
+from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
 
 CODEC = make_codec()
 
@@ -319,3 +319,40 @@ def test_a_stack_that_is_too_small_is_an_error_of_the_document() -> None:
 
 def _stack_depth() -> int:
     return len(inspect.stack(0))
+
+
+@pytest.mark.parametrize("value", [OrderedDict(a=1), Counter("a")])
+def test_attributes_of_an_unlisted_dict_are_refused(value: dict[str, int]) -> None:
+    """They would be lost: a class of one's own keeps them."""
+    vars(value)["note"] = "mine"
+    with pytest.raises(EncodeError, match=r"attributes \(note\).*types="):
+        CODEC.encode({"held": value})
+
+
+def test_aliases_that_are_one_str_are_refused() -> None:
+    """Each of its letters would become a name."""
+    with pytest.raises(ConfigurationError, match="several names"):
+        Codec([Named(Color, "colour", aliases="Color")])  # type: ignore[arg-type]
+
+
+def test_whatever_a_class_raises_while_it_is_stored_is_told() -> None:
+    """An error of ours names it, and no other comes out of the codec."""
+    with pytest.raises(EncodeError, match="ValueError"):
+        CODEC.encode({10**5000: object()})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (b'{"$:Old":{"a":1}}', "'Old', which is not listed"),
+        (b'{"$dict":[[7,"x"]]}', r"\$dict where"),
+    ],
+)
+def test_a_document_of_another_class_is_refused(row: bytes, words: str) -> None:
+    """A renamed context type does not begin anew without a word."""
+
+    class Renamed:
+        pass
+
+    with pytest.raises(DecodeError, match=words):
+        CODEC.decode_document(row, Renamed)
