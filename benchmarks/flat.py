@@ -31,10 +31,15 @@ class Reading(Lazy):
     options: ClassVar = {"lazy": True, "max_documents": TOUCHED // 2}
 
 
-def stored(count: int) -> Chats:
+def alike(count: int) -> Chats:
     """Return so many chats. In memory, until they are loaded, they are the same few."""
     some = [document(number) for number in range(1_000)]
     return {FIRST + at: some[at % len(some)] for at in range(count)}
+
+
+def touched(app: App, _: int) -> Turn:
+    """Return a turn: 100 touched chats."""
+    return cycle(app)
 
 
 def read_and_changed(app: App, count: int) -> Turn:
@@ -55,37 +60,25 @@ def read_and_changed(app: App, count: int) -> Turn:
 async def compare(kind: type[Contender], path: Path) -> list[Row]:
     """Compare kvpersist, and the limit, with few and with many stored."""
     assert available_memory() > NEEDED, f"{MANY:,} chats need {NEEDED >> 30} GiB of free memory"
+    is_reading = kind is Reading
+    kinds = (kind,) if is_reading else (Limit, kind)
+    turn = read_and_changed if is_reading else touched
     (path / "few").mkdir()
     (path / "many").mkdir()
     async with (
-        bots((Limit, kind), path / "few", stored(FEW)) as few,
-        bots((Limit, kind), path / "many", stored(MANY)) as many,
+        bots(kinds, path / "few", alike(FEW)) as few,
+        bots(kinds, path / "many", alike(MANY)) as many,
     ):
-        turns = {
-            **{f"{name}, few": cycle(app) for name, app in few.items()},
-            **{f"{name}, many": cycle(app) for name, app in many.items()},
-        }
-        if kind is Reading:
-            turns[f"{kind.name}, few"] = read_and_changed(few[kind.name], FEW)
-            turns[f"{kind.name}, many"] = read_and_changed(many[kind.name], MANY)
+        turns = {f"{name}, few": turn(app, FEW) for name, app in few.items()}
+        turns |= {f"{name}, many": turn(app, MANY) for name, app in many.items()}
         figures = await side_by_side(turns, rounds=size(40, 2))
-    names = (Limit.name, kind.name)
-    work = "chats read, changed and written" if kind is Reading else "touched"
-    return [
-        Row(
-            f"flatness: {TOUCHED} {work} of {MANY:,} stored against of {FEW:,}, {kind.name}",
-            ratio(figures, f"{kind.name}, many", f"{kind.name}, few"),
-            "<= 1.2",
-            "×",
-            {name: ratio(figures, f"{name}, many", f"{name}, few") for name in names},
-        ),
-        Row(
-            f"{TOUCHED} {work} of {MANY:,}, {kind.name}",
-            unit="× the limit",
-            others={name: ratio(figures, f"{name}, many", f"{Limit.name}, many") for name in names},
-            stored=None if kind is Reading else MANY,
-        ),
-    ]
+    found = {name: ratio(figures, f"{name}, many", f"{name}, few") for name in few}
+    work = f"{TOUCHED} {'read, changed and written' if is_reading else 'touched'} of {MANY:,}"
+    rows = [Row(f"{work} against of {FEW:,}, {kind.name}", found[kind.name], "<= 1.2", "×", found)]
+    if not is_reading:
+        costs = {name: ratio(figures, f"{name}, many", f"{Limit.name}, many") for name in few}
+        rows.append(Row(f"{work}, {kind.name}", unit="× the limit", others=costs, stored=MANY))
+    return rows
 
 
 async def run(kind: type[Contender]) -> list[Row]:

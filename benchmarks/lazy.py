@@ -76,11 +76,11 @@ def in_a_process(how: str, path: Path) -> dict[str, Any]:
 
 async def run() -> list[Row]:
     from contenders import Lazy  # noqa: PLC0415
-    from flat import stored  # noqa: PLC0415
+    from flat import alike  # noqa: PLC0415
 
     with folder() as path:
         say(f"  {STORED:,} chats")
-        await Lazy(path).store(stored(STORED))
+        await Lazy(path).store(alike(STORED))
         found: dict[str, list[dict[str, Any]]] = {ALONE: [], LAZY: []}
         for number in range(STARTS):
             for how in list(found)[:: 1 if number % 2 else -1]:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 PREFIX = "ROWS "
 """Begins the line with which a benchmark hands over its rows."""
+FAILED = "failed"
+"""The note of a benchmark that handed over none."""
 
 
 class Spread(NamedTuple):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from measure import say
-from row import PREFIX, Row, of_json
+from row import FAILED, PREFIX, Row, of_json
 from table import comparison, put_into, table
 
 HERE = Path(__file__).parent
@@ -42,17 +42,25 @@ def main() -> int:
         if not asked.names or name in asked.names:
             rows += run(name, options, is_quick=asked.quick)
     print(table(rows))
-    asked.results.mkdir(exist_ok=True)
+    has_failed = any(row.note == FAILED for row in rows)
+    is_whole = not (asked.names or asked.quick or has_failed)
+    if results := asked.results or (RESULTS if is_whole else None):
+        write(rows, results)
+    if is_whole and results == RESULTS:
+        put_into(HERE.parent / "README.md", table(rows))
+        put_into(HERE / "README.md", comparison(rows))
+    return int(has_failed)
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """Write the rows as JSON, and the plot if there is one."""
+    folder.mkdir(exist_ok=True)
     found = json.dumps([row.to_json() for row in rows], indent=1)
-    (asked.results / "results.json").write_text(f"{found}\n")
+    (folder / "results.json").write_text(f"{found}\n")
     if any(row.stored for row in rows):
         from plot import plot  # noqa: PLC0415  matplotlib takes its time
 
-        plot(rows, asked.results)
-    if not asked.names and asked.results == RESULTS:
-        put_into(HERE.parent / "README.md", table(rows))
-        put_into(HERE / "README.md", comparison(rows))
-    return int(any(row.note == "failed" for row in rows))
+        plot(rows, folder)
 
 
 def arguments() -> argparse.Namespace:
@@ -61,7 +69,9 @@ def arguments() -> argparse.Namespace:
     names = sorted({name for name, *_ in WORK})
     parser.add_argument("names", nargs="*", help=f"which, all by default: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="only to see that everything runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where to write")
+    parser.add_argument(
+        "--results", type=Path, help=f"where to write; default, if all was run: {RESULTS.name}"
+    )
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(names):
         parser.error(f"no such benchmark: {', '.join(unknown)}")
@@ -80,7 +90,7 @@ def run(name: str, options: list[str], *, is_quick: bool) -> list[Row]:
     )
     found = [line for line in done.stdout.splitlines() if line.startswith(PREFIX)]
     if done.returncode or not found:
-        return [Row(" ".join([name, *options]), note="failed")]
+        return [Row(" ".join([name, *options]), note=FAILED)]
     return [of_json(row) for row in json.loads(found[-1].removeprefix(PREFIX))]
 
 

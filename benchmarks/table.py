@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from row import Row
+from row import FAILED, Row
 
 BEGIN, END = "<!-- made by `make bench` -->", "<!-- until here -->"
 
@@ -13,7 +13,7 @@ def table(rows: list[Row]) -> str:
     """Return the rows that have a goal, or that failed, as a table."""
     lines = ["| work | goal | reached: median (quartiles) | |", "|---|---|---|---|"]
     for row in rows:
-        if not row.goal and row.note != "failed":
+        if not row.goal and row.note != FAILED:
             continue
         goal = _signs(f"{row.goal} {row.unit}".strip())
         verdict = {True: "met", False: "**missed**", None: ""}[row.is_met]
