@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Coroutine
 from typing import Any, cast
 
-from telegram import InlineKeyboardButton, InlineKeyboardMarkup, Message, Update
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup, Update
 from telegram.ext import (
     Application,
-    BasePersistence,
     CallbackQueryHandler,
     CommandHandler,
     ContextTypes,
@@ -33,7 +33,7 @@ from telegram.ext import (
     filters,
 )
 
-from kvpersist import KVPersistence
+from kvpersist import KVPersistence, application_builder
 
 Context = ContextTypes.DEFAULT_TYPE
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
@@ -73,7 +73,22 @@ async def remember(update: Update, context: Context) -> None:
 async def acknowledge(update: Update, context: Context) -> None:
     assert update.message
     assert context.chat_data is not None
-    await update.message.reply_text(f"Noted: message {len(context.chat_data['messages'])}.")
+    text = f"Noted: message {len(context.chat_data['messages'])}."
+    once_saved(context, update.message.reply_text(text))
+
+
+def once_saved(context: Context, answer: Coroutine[Any, Any, Any]) -> None:
+    """Send an answer when all that this update changes is on the disk, its conversation included.
+
+    Awaited in the handler itself it would be sent before the handler has ended, and a bot that is
+    killed in that moment would have promised too much.
+    """
+
+    async def send() -> None:
+        await context.application.update_persistence()
+        await answer
+
+    context.application.create_task(send())
 
 
 async def show_data(update: Update, context: Context) -> None:
@@ -92,24 +107,16 @@ async def show_data(update: Update, context: Context) -> None:
 
 async def forget(update: Update, context: Context) -> None:
     assert update.effective_message
-    # Not erased here: PTB notes after this handler that the chat was used, and would bring its row
-    # back, as an empty one. A task of its own runs after that.
-    context.application.create_task(erase(context.application, update.effective_message))
-
-
-async def erase(app: AnyApplication, message: Message) -> None:
-    app.drop_chat_data(message.chat_id)
-    # Without this, PTB would drop the row within a second, and not store what is said until then.
-    await app.update_persistence()
-    await message.reply_text("Forgotten.")
+    context.application.drop_chat_data(update.effective_message.chat_id)
+    once_saved(context, update.effective_message.reply_text("Forgotten."))
 
 
 # --- Two questions: rows `user/<id>` and `conversation/introduce/[<chat>,<user>]` ------------
 
 
-async def introduce(update: Update, _: Context) -> str:
+async def introduce(update: Update, context: Context) -> str:
     assert update.effective_message
-    await update.effective_message.reply_text("What is your name?")
+    once_saved(context, update.effective_message.reply_text("What is your name?"))
     return NAME  # the state is stored: a restarted bot still knows what it asked
 
 
@@ -117,7 +124,8 @@ async def name(update: Update, context: Context) -> str:
     assert update.message
     assert context.user_data is not None
     context.user_data["name"] = update.message.text
-    await update.message.reply_text(f"And where do you live, {update.message.text}?")
+    question = f"And where do you live, {update.message.text}?"
+    once_saved(context, update.message.reply_text(question))
     return CITY
 
 
@@ -125,15 +133,14 @@ async def city(update: Update, context: Context) -> int:
     assert update.message
     assert context.user_data is not None
     context.user_data["city"] = update.message.text
-    await update.message.reply_text(
-        f"Nice to meet you, {context.user_data['name']} from {update.message.text}."
-    )
+    answer = f"Nice to meet you, {context.user_data['name']} from {update.message.text}."
+    once_saved(context, update.message.reply_text(answer))
     return ConversationHandler.END  # removes the row
 
 
-async def cancel(update: Update, _: Context) -> int:
+async def cancel(update: Update, context: Context) -> int:
     assert update.effective_message
-    await update.effective_message.reply_text("Never mind.")
+    once_saved(context, update.effective_message.reply_text("Never mind."))
     return ConversationHandler.END
 
 
@@ -153,7 +160,8 @@ async def pressed(update: Update, context: Context) -> None:
     assert context.chat_data is not None
     _, step = cast("tuple[str, int]", update.callback_query.data)  # the tuple, as `count` made it
     context.chat_data["count"] = context.chat_data.get("count", 0) + step
-    await update.callback_query.answer(f"The count is {context.chat_data['count']}.")
+    answer = f"The count is {context.chat_data['count']}."
+    once_saved(context, update.callback_query.answer(answer))
 
 
 async def outdated(update: Update, _: Context) -> None:
@@ -165,16 +173,7 @@ async def outdated(update: Update, _: Context) -> None:
 # --- The bot ----------------------------------------------------------------------------------
 
 
-def build(token: str, persistence: BasePersistence[Any, Any, Any], base_url: str) -> AnyApplication:
-    """Return the application. The line with `.persistence` is all that a bot must change."""
-    app: AnyApplication = (
-        Application.builder()
-        .token(token)
-        .base_url(base_url)
-        .persistence(persistence)
-        .arbitrary_callback_data(True)
-        .build()
-    )
+def add_handlers(app: AnyApplication) -> None:
     app.add_handler(MessageHandler(TEXT, remember), group=-1)  # before the others, for all texts
     conversation = ConversationHandler(
         entry_points=[CommandHandler("introduce", introduce)],
@@ -191,7 +190,6 @@ def build(token: str, persistence: BasePersistence[Any, Any, Any], base_url: str
     app.add_handler(CallbackQueryHandler(outdated, pattern=InvalidCallbackData))
     app.add_handler(CallbackQueryHandler(pressed, pattern=tuple))
     app.add_handler(MessageHandler(TEXT, acknowledge))
-    return app
 
 
 def main() -> None:
@@ -208,12 +206,14 @@ def main() -> None:
         "set BOT_TOKEN to your bot's token, or type `make demo` to try the bot without one"
     )
     logging.basicConfig(level=logging.WARNING)
-    persistence: BasePersistence[Any, Any, Any] = (
-        KVPersistence(args.data)
-        if args.persistence == "kvpersist"
-        else PicklePersistence(args.data, update_interval=1)  # for comparison
-    )
-    build(token, persistence, args.base_url).run_polling(allowed_updates=Update.ALL_TYPES)
+    builder: Any
+    if args.persistence == "kvpersist":
+        builder = application_builder(KVPersistence(args.data))
+    else:  # for comparison
+        builder = Application.builder().persistence(PicklePersistence(args.data, update_interval=1))
+    app = builder.token(token).base_url(args.base_url).arbitrary_callback_data(True).build()
+    add_handlers(app)
+    app.run_polling(allowed_updates=Update.ALL_TYPES)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ WHAT_IS_SEEN = {
     "pickle": "What the pickle has (it has no rows; its parts are named as kvpersist would)",
 }
 CTRL_C = "\x03"
-POLL = 0.05  # seconds between two looks into the file
 
 
 class TourError(Exception):
@@ -188,22 +187,15 @@ class Tour:
         lost = self.lost()
         return not lost, "\n".join(lost)
 
-    async def until_stored(self) -> None:
-        """Look into the file until all of it is there, as any other program could.
+    async def look(self) -> None:
+        """Look into the file: what the bot has answered to must be there, at once.
 
-        A bot answers before PTB hands the change to the persistence, once in `update_interval`:
-        an answer alone proves nothing. And the server must know that the updates have arrived,
-        or it would rightly deliver them to the next bot again.
+        The server must know that the updates have arrived, or it would rightly deliver them to the
+        next bot again.
         """
         await self.within(self.server.confirmed(), "the bot did not confirm its updates")
-        try:
-            await self.within(self._stored(), "LOST: what the bot acknowledged was not stored")
-        except TourError as error:
-            raise TourError("\n  ".join([f"{error}:", *self.lost()])) from None
-
-    async def _stored(self) -> None:
-        while self.lost():  # noqa: ASYNC110  # another process writes: there is no event
-            await asyncio.sleep(POLL)
+        if lost := self.lost():
+            raise TourError("\n  ".join(["LOST: the bot acknowledged what was not stored:", *lost]))
 
     def show_rows(self) -> None:
         print("\n" + table(self.rows()) + "\n")
@@ -245,7 +237,7 @@ async def before_the_kill(tour: Tour) -> Reply:
     tour.keyboards = 1
     await tour.press(BO, keyboard, "+1")
     tour.expected["chat/2"]["count"] = 1
-    await tour.until_stored()
+    await tour.look()
 
     title(f"2. {tour.what_is_seen}")
     tour.show_rows()
@@ -255,15 +247,14 @@ async def before_the_kill(tour: Tour) -> Reply:
     await tour.say(ADA, "Ada")
     tour.expected["user/1"]["name"] = "Ada"
     tour.expected["conversation/introduce/[1,1]"] = "CITY"
-    await tour.until_stored()
-    print("  (all of this is in the file now: the tour has looked)")
+    await tour.within(tour.server.confirmed(), "the bot did not confirm its updates")
     return keyboard
 
 
 async def kill(tour: Tour) -> None:
     code = await tour.bot.kill()
     print("\n  " + "#" * 60)
-    print("  ####  kill -9: the bot is dead, it could not save anything")
+    print("  ####  kill -9, right after its answer: it could not save anything more")
     print("  " + "#" * 60)
     check("the process was ended by signal 9", code == -signal.SIGKILL, f"exit code {code}")
     print("\n  No bot is running. The file has:")
@@ -288,10 +279,10 @@ async def after_the_kill(tour: Tour, keyboard: Reply) -> None:
     said = tour.expected["chat/1"]["messages"]
     shown = [line.partition("  ")[2] for line in reply.text.splitlines()]
     check("/show_data has every message", shown[1 : len(said) + 1] == said)
-    await tour.until_stored()
+    await tour.look()
     tour.expected["chat/2"] = None
     await tour.say(BO, "/forget")
-    await tour.until_stored()
+    await tour.look()
     print("  ok: what Bo wanted forgotten is gone from the file")
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -80,30 +79,30 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._writing: set[asyncio.Task[None]] = set()
         self._background: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
+        self._kinds: dict[Scope, type] = {}
+        if self._kv.store_data.chat_data:
+            self._kinds["chat"] = self.context_types.chat_data
+        if self._kv.store_data.user_data:
+            self._kinds["user"] = self.context_types.user_data
         self._lazy = self._load_lazily() if self._kv.is_lazy else None
+        self._tables = {"chat": self.chat_data, "user": self.user_data}
 
     def _load_lazily(self) -> Lazy:
         """Have ids that are not in memory noticed.
 
         It replaces two private mappings of PTB's, which would make an empty document of each.
         """
-        stored, types = self._kv.store_data, self.context_types
-        kinds: dict[Scope, type] = {}
-        if stored.chat_data:
-            kinds["chat"] = types.chat_data
-        if stored.user_data:
-            kinds["user"] = types.user_data
         lazy = self._kv.lazy = Lazy(
             self._kv.rows,
-            kinds,
+            self._kinds,
             self._kv.max_documents,
             self._note_changed,
             lambda: asyncio.current_task() in self._handling,
         )
-        if stored.chat_data:
+        if "chat" in self._kinds:
             self._chat_data = lazy.tables["chat"]  # type: ignore[assignment]
             self.chat_data = MappingProxyType(self._chat_data)
-        if stored.user_data:
+        if "user" in self._kinds:
             self._user_data = lazy.tables["user"]  # type: ignore[assignment]
             self.user_data = MappingProxyType(self._user_data)
         return lazy
@@ -143,25 +142,19 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 await self._process_update(update)
 
     async def _process_update(self, update: object) -> None:
-        with self._handled_here(update):
-            try:
-                await super().process_update(update)
-            except asyncio.CancelledError:
-                # PTB notes nothing then. It is written later, for nobody waits for it any more.
-                self._used.update(_names(update))
-                raise
-        _WRITTEN.set(update)
-        if self._has_news or (self._watched and self._watched.is_touched()):
-            await self._write_through()
-
-    @contextmanager
-    def _handled_here(self, update: object) -> Iterator[None]:
         task = asyncio.current_task()
         self._handling[task] = update
         try:
-            yield
+            await super().process_update(update)
+        except asyncio.CancelledError:
+            # PTB notes nothing then. It is written later, for nobody waits for it any more.
+            self._used.update(_names(update))
+            raise
         finally:
             self._handling.pop(task, None)
+        _WRITTEN.set(update)
+        if self._has_news or (self._watched and self._watched.is_touched()):
+            await self._write_through()
 
     def create_task(
         self, coroutine: Any, update: object | None = None, *, name: str | None = None
@@ -285,7 +278,6 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     async def _hand_in(self) -> None:
         self._has_news = False
-        commits = self._kv.rows.commits
         handed = HandedOver()
         if self._kv.has_conversations:
             handed = await self._kv.handed_over(super().update_persistence)
@@ -294,16 +286,24 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._kv.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
             self._kv.hand_over_keyboards(handed, cache.persistence_data)
-        commits.put(handed.changes)
+        await self._commit(handed)
+
+    async def _commit(self, handed: HandedOver) -> None:
+        """Write rows, and tell the error handlers of those that cannot be stored, or written."""
+        changes, handed.changes = handed.changes, {}
+        refused, handed.refused = handed.refused, []
         try:
-            await commits.settled()
+            await self._kv.rows.commits.write_all(changes)
         except WriteError as error:
             await self.process_error(None, error)
-        for refused in handed.refused:
-            await self._tell(refused)
+        for refusal in refused:
+            # But not after each update that the document is used in.
+            if self._told.get(refusal.key) != str(refusal):
+                self._told[refusal.key] = str(refusal)
+                await self.process_error(None, refusal)
 
     async def _hand_in_documents(self, handed: HandedOver) -> None:
-        """Put the rows of the documents that were used into `handed`; of many, into the store."""
+        """Put the rows of the documents that were used into `handed`; of many, write the first."""
         names = [*(self._dropped - self._used), *self._used]
         dropped, self._dropped, self._used = self._dropped, set(), set()
         start = time.monotonic()
@@ -314,9 +314,8 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 name = names.pop()
                 self._encode_named(name, handed, is_dropped=name in dropped)
                 if time.monotonic() - start > _SLICE:
-                    self._kv.rows.commits.put(handed.changes)
-                    handed.changes = {}
-                    await asyncio.sleep(0)
+                    await self._commit(handed)
+                    await asyncio.sleep(0)  # which a commit of nothing does not
                     start = time.monotonic()
         except asyncio.CancelledError:
             self._used.update(names)
@@ -325,14 +324,14 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     def _encode_named(self, name: Name, handed: HandedOver, *, is_dropped: bool) -> None:
         scope, document_id = name
-        stored, types = self._kv.store_data, self.context_types
-        if scope == "chat":
-            is_stored, documents, kind = stored.chat_data, self.chat_data, types.chat_data
-        else:
-            is_stored, documents, kind = stored.user_data, self.user_data, types.user_data
-        if not is_stored:
+        if (kind := self._kinds.get(scope)) is None:
             return
-        key = document_key(scope, document_id)
+        documents = self._tables[scope]
+        try:
+            key = document_key(scope, document_id)
+        except EncodeError as error:
+            handed.refused.append(error)
+            return
         is_here = document_id in documents
         if is_dropped and not (
             is_here and not self._kv.rows.is_empty(key, documents[document_id], kind)
@@ -352,12 +351,6 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Return PTB's cache of callback data, if it is to be kept."""
         cache = cast("ExtBot[Any]", self.bot).callback_data_cache
         return cache if self._kv.store_data.callback_data else None
-
-    async def _tell(self, error: EncodeError) -> None:
-        """Tell the error handlers, but not after each update that the document is used in."""
-        if self._told.get(error.key) != str(error):
-            self._told[error.key] = str(error)
-            await self.process_error(None, error)
 
 
 def _names(update: object) -> list[Name]:

@@ -22,8 +22,6 @@ FIRST_RETRY_DELAY: Final = 1.0
 """Seconds between a refused write and the first time it is tried again by itself."""
 LAST_RETRY_DELAY: Final = 60.0
 """Seconds that the growing delay between two tries does not exceed."""
-_NOTHING: Final = b""
-"""What is no value of a row."""
 _MOST_REFUSED: Final = 10
 """Rows that are tried one by one and refused before the rest is left for the next time."""
 
@@ -59,6 +57,7 @@ class GroupCommit:
         self._this_commit: list[Waiter] = []
         self._next_commit: list[Waiter] = []
         self._committer: asyncio.Task[None] | None = None
+        self._is_led = False
         self._retry: asyncio.TimerHandle | None = None
         self._retry_delay = FIRST_RETRY_DELAY
 
@@ -68,7 +67,7 @@ class GroupCommit:
 
     def remember(self, key: str, *texts: bytes) -> None:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
-        self._known[key] = tuple({_fingerprint(text) for text in texts})
+        self._known[key] = tuple([_fingerprint(text) for text in texts])
 
     def forget(self, key: str) -> None:
         """Note that the store does not hold this row, as far as is known."""
@@ -130,30 +129,42 @@ class GroupCommit:
             if key in refused:
                 raise _write_error([key], refused)
 
-    def put(self, changes: Mapping[str, bytes | None]) -> None:
-        """Begin to write rows, as `write` does; `settled` waits until they are durable."""
-        changed: Changes = {}
-        for key, text in changes.items():
-            waiting = self._pending.get(key, self._in_flight.get(key, _NOTHING))
-            if self._is_news(key, text) if waiting is _NOTHING else text != waiting:
-                changed[key] = text
-        if changed:
-            self._put(changed)
+    async def write_all(self, changes: Mapping[str, bytes | None]) -> None:
+        """Write rows as `write` does, and wait for all that was handed in before, by whomever.
 
-    async def settled(self) -> None:
-        """Wait until all that is on its way is durable, whoever wrote it.
+        Nobody else is given time to join: a commit that can begin at once is made here, without the
+        way through the event loop that a task of its own would take.
 
         Raises:
-            WriteError: The store refused. The rows are kept and will be tried again.
+            WriteError: The store refused some of `changes`. They are kept and will be tried again.
         """
         self._move_to_running_loop()
-        if commit := self._next_commit or self._this_commit:
-            refused = await self._join(commit)
-            if refused:
-                raise _write_error(refused.keys(), refused)
+        changed = {}
+        for key, text in changes.items():
+            if key in self._in_flight and key not in self._pending:
+                is_news = self._in_flight[key] != text
+            else:
+                is_news = self._is_news(key, text)
+            if is_news:
+                changed[key] = text
+        self._pending.update(changed)
+        if changed:
+            self._in_use = True
+            refused = await self._commit_here()
+        elif self._next_commit or self._in_flight:
+            refused = await self._join(self._next_commit or self._this_commit)
+        else:
+            return
+        if keys := refused.keys() & changes.keys():
+            raise _write_error(keys, refused)
 
     def _is_news(self, key: str, text: bytes | None) -> bool:
-        return text is None or self.is_pending(key) or not self.holds(key, text)
+        return (
+            text is None
+            or key in self._pending
+            or key in self._in_flight
+            or _fingerprint(text) not in self._known.get(key, ())
+        )
 
     def _put(self, changed: Changes) -> Waiter:
         self._in_use = True
@@ -208,6 +219,7 @@ class GroupCommit:
         if self._loop is not loop:
             self._loop = loop
             self._committer = self._retry = None
+            self._is_led = False
             self._this_commit, self._next_commit = [], []
             self._keep_in_flight()
 
@@ -215,11 +227,41 @@ class GroupCommit:
         """Return what becomes of the commit that begins next, with all that is waiting then."""
         if self._committer is not None and self._committer.done():
             self._end_committer(self._committer)
-        if self._committer is None:
+        waiter = self._join(self._next_commit)
+        self._go_on()
+        return waiter
+
+    def _go_on(self) -> None:
+        """Have somebody make the next commit, if there is to be one."""
+        if self._next_commit and self._committer is None and not self._is_led:
             loop = asyncio.get_running_loop()
             self._committer = loop.create_task(self._commit_all(), name="kvpersist:commit")
             self._committer.add_done_callback(self._end_committer)
-        return self._join(self._next_commit)
+
+    async def _commit_here(self) -> Refused:
+        """Make the next commit, or join it if somebody is at one."""
+        if self._committer is not None or self._is_led:
+            return await self._join_next_commit()
+        self._is_led = True
+        try:
+            refused = await self._commit_pending()
+        except GeneratorExit:  # that of a dead loop: see _commit_all
+            raise
+        except BaseException:
+            # Whether it reached the store is unknown, so it is made again: now, if others wait.
+            self._is_led = False
+            self._keep_in_flight()
+            waiting = [*self._this_commit, *self._next_commit]
+            self._next_commit = [waiter for waiter in waiting if not waiter.done()]
+            self._this_commit = []
+            self._retry_later(CancelledError("the commit was cancelled"))
+            self._go_on()
+            raise
+        self._is_led = False
+        told, self._this_commit = self._this_commit, []
+        _tell(told, refused)
+        self._go_on()
+        return refused
 
     @staticmethod
     def _join(commit: list[Waiter]) -> Waiter:
@@ -258,9 +300,9 @@ class GroupCommit:
         """
         before = [key for key in self._refused if key in self._pending]
         refused = await self._commit([key for key in self._pending if key not in self._refused])
-        if not _is_unavailable(refused):
+        if before and not _is_unavailable(refused):
             refused |= await self._commit(before)
-        if not _is_unavailable(refused) and len(refused) > 1:
+        if len(refused) > 1 and not _is_unavailable(refused):
             refused = await self._commit_each([key for key in self._refused if key in refused])
         if refused:
             self._retry_later(next(iter(refused.values())))

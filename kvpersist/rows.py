@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -73,12 +73,14 @@ class Rows:
             DecodeError: A row cannot be read.
         """
         documents: dict[int, D] = {}
+
+        def take(key: str, text: bytes) -> None:
+            documents[name(key)] = self._take(key, text, kind)
+
         async with self.reading():
             others = await self._look()
             with _collector_paused():
-                async for page in self._pages(prefix):
-                    for key, text in page:
-                        documents[name(key)] = self._take(key, text, kind)
+                await self._load(prefix, take)
             self._loaded[prefix] = others
         return documents
 
@@ -88,15 +90,30 @@ class Rows:
         Raises:
             DecodeError: A row cannot be read. Or what `take` raises.
         """
+
+        def take_value(key: str, text: bytes) -> None:
+            value = self.codec.decode(text)
+            if self.codec.encode(value) != text:
+                self.codec.check(text)
+            take(key, value)
+            self.commits.remember(key, text)
+
         async with self.reading():
-            async for page in self._pages(prefix):
-                for key, text in page:
-                    with _restoring(key):
-                        value = self.codec.decode(text)
-                        if self.codec.encode(value) != text:
-                            self.codec.check(text)
-                    take(key, value)
-                    self.commits.remember(key, text)
+            await self._load(prefix, take_value)
+
+    async def _load(self, prefix: str, take: Callable[[str, bytes], None]) -> None:
+        """Call `take` with each row; tell about what takes long; give others their turns."""
+        rows = 0
+        start = said = time.monotonic()
+        async for page in self.commits.scan(prefix):
+            _take_rows(page, take)
+            rows += len(page)
+            if self._progress is not None:
+                self._progress(prefix, rows)
+            if time.monotonic() - said > _SAY_EVERY:
+                said = time.monotonic()
+                _LOGGER.info("loading %s: %d rows in %.0f s", prefix, rows, said - start)
+            await asyncio.sleep(0)
 
     async def load_one(self, key: str, kind: type[D]) -> D | None:
         """Return the document of one row, or None if there is none. Raises as `load`."""
@@ -104,7 +121,7 @@ class Rows:
             others = await self._look()
             rows = {row: text async for page in self.commits.scan(key) for row, text in page}
             self._agree(key, others)
-            return self._take(key, rows[key], kind) if key in rows else None
+            return self._restore(key, rows[key], kind) if key in rows else None
 
     async def load_some(self, kinds: Mapping[str, type]) -> dict[str, Any]:
         """Return the documents of those of some keys that have a row; each key with its class.
@@ -116,7 +133,7 @@ class Rows:
         others = await self._look()
         texts = await self.commits.read(kinds)
         documents: dict[str, Any] = {
-            key: self._take(key, text, kinds[key]) for key, text in texts.items()
+            key: self._restore(key, text, kinds[key]) for key, text in texts.items()
         }
         for key in kinds:
             self._agree(key, others)
@@ -135,31 +152,27 @@ class Rows:
                     document = self.codec.decode_document(text, kind)
                 yield key, document
 
-    async def _pages(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
-        """Yield the rows whose keys begin with `prefix`; tell about loads that take long."""
-        rows = 0
-        start = said = time.monotonic()
-        async for page in self.commits.scan(prefix):
-            yield page
-            rows += len(page)
-            if self._progress is not None:
-                self._progress(prefix, rows)
-            if time.monotonic() - said > _SAY_EVERY:
-                said = time.monotonic()
-                _LOGGER.info("loading %s: %d rows in %.0f s", prefix, rows, said - start)
-            await asyncio.sleep(0)
+    def _restore(self, key: str, text: bytes, kind: type[D]) -> D:
+        restored: list[D] = []
+
+        def take(row: str, found: bytes) -> None:
+            restored.append(self._take(row, found, kind))
+
+        _take_rows([(key, text)], take)
+        return restored[0]
 
     def _take(self, key: str, text: bytes, kind: type[D]) -> D:
         """Return the document in a row, and note that memory and the store agree about it."""
-        with _restoring(key):
-            document: D = self.codec.decode_document(text, kind)
-            # What JSON alone has made needs no check.
-            own_text = _dumps(document) if kind is dict and b"$" not in text else None
-            if own_text != text:
-                own_text = self.codec.encode_document(document, kind)
-            if own_text != text:  # another program has written it, with spaces for example
-                self.codec.check(text)
-        self.commits.remember(key, text, own_text)
+        document: D = self.codec.decode_document(text, kind)
+        # What JSON alone has made needs no check.
+        own_text = _dumps(document) if kind is dict and b"$" not in text else None
+        if own_text != text:
+            own_text = self.codec.encode_document(document, kind)
+        if own_text == text:
+            self.commits.remember(key, text)
+        else:  # another program has written it, with spaces for example
+            self.codec.check(text)
+            self.commits.remember(key, text, own_text)
         return document
 
     def is_current(self, key: str, prefix: str) -> bool:
@@ -196,7 +209,7 @@ class Rows:
             become(document, kind())
             self.commits.forget(key)
         else:
-            become(document, self._take(key, text, kind))
+            become(document, self._restore(key, text, kind))
 
     def is_unsaved(self, key: str, document: object, kind: type) -> bool:
         """Whether memory holds something that is not in the store, or was not when it was read."""
@@ -245,8 +258,11 @@ class Rows:
         Raises:
             EncodeError: It cannot be stored exactly.
         """
-        if type(document) is kind is dict and (text := plain_text(document)) is not None:
-            return text
+        if type(document) is kind is dict:
+            if len(document) == 0:
+                return b"{}"
+            if (text := plain_text(document)) is not None:
+                return text
         with naming(key):
             return self.codec.encode_document(document, kind)
 
@@ -282,14 +298,17 @@ def naming(key: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _restoring(key: str) -> Iterator[None]:
-    """Do as `naming`; a row that could not be stored again, nested too deep say, is unreadable."""
-    with naming(key):
-        try:
-            yield
-        except EncodeError as error:
-            raise DecodeError(error.reason, path=error.path) from error
+def _take_rows(rows: Iterable[Row], take: Callable[[str, bytes], None]) -> None:
+    """Call `take` with each row, and let errors name the one that they are about."""
+    key = ""
+    try:
+        for key, text in rows:
+            take(key, text)
+    except EncodeError as error:  # it could not be stored again, since it is nested too deep, say
+        raise DecodeError(error.reason, key=key, path=error.path) from error
+    except DecodeError as error:
+        error.key = key
+        raise
 
 
 @contextmanager

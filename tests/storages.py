@@ -134,11 +134,14 @@ class SqliteStorage:
         return _kvpersistence(SqliteStore(self.path), store_data, context_types, self.types)
 
     async def crash(self, persistence: BasePersistence[Any, Any, Any]) -> None:
+        self.wreck()
+        await persistence.flush()
+
+    def wreck(self) -> None:
         """Go on with copies of the files as they are now, before anything is closed."""
         wreck, self.path = self.path, self.path.with_name(f"copy{next(self._crashes)}.db")
         for suffix in ("", "-wal"):
             shutil.copy(f"{wreck}{suffix}", f"{self.path}{suffix}")
-        await persistence.flush()
 
 
 KV: TypeAlias = MemoryStorage | SqliteStorage

@@ -95,7 +95,7 @@ class TestTour:
         )
         done = tour("--bot", bot_script(tmp_path, memory), "--patience", "10")
         assert done.returncode == 1
-        assert "FAILED: LOST: what the bot acknowledged was not stored" in done.stderr
+        assert "FAILED: LOST: the bot acknowledged what was not stored" in done.stderr
         assert_nothing_is_left(done.stdout)
 
     def test_fails_at_once_when_the_bot_does_not_start(self, tmp_path: Path) -> None:
