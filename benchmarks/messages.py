@@ -12,7 +12,7 @@ from row import Row, report
 from row_per_message import Table
 from telegram import Update
 from telegram.ext import TypeHandler
-from write_through import CHATS, begin, change, saved_after_each, through_the_queue
+from write_through import CHATS, change, running, saved_after_each, through_the_queue
 
 MESSAGES = (8, size(128, 16), size(1024, 32))
 
@@ -21,21 +21,17 @@ async def compare(messages: int) -> Row:
     """Compare an update of a chat with so many messages."""
     data = chats(CHATS, messages)
     with folder() as path:
-        documents = Documents(path)
-        await documents.store(data)
-        app = await begin(documents, change)
-        async with bots((Alone, Limit, KVPersist, Table), path, data) as others:
+        async with (
+            running(Documents, path / "kvpersist", data, change) as app,
+            bots((Alone, Limit, KVPersist, Table), path, data) as others,
+        ):
             for other in others.values():
                 other.add_handler(TypeHandler(Update, change))
-            figures = await side_by_side(
-                {
-                    Documents.name: through_the_queue(app),
-                    **{name: saved_after_each(other) for name, other in others.items()},
-                },
-                rounds=size(5, 2),
-            )
-        await app.stop()
-        await app.shutdown()
+            turns = {
+                Documents.name: through_the_queue(app),
+                **{name: saved_after_each(other) for name, other in others.items()},
+            }
+            figures = await side_by_side(turns, rounds=size(9, 2))
     found = ratios(figures, Documents.name)
     return Row(
         f"an update of a chat with {messages:,} messages",

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
@@ -23,31 +22,30 @@ from telegram.ext import Application, ConversationHandler, PicklePersistence
 
 from kvpersist import KVPersistence, application_builder
 
-UPDATES = size(200, 20)
-PEOPLE = UPDATES // 4
+PEOPLE = size(16, 4)
+EACH = size(8, 2)
 NOTHING, KVPERSIST, PICKLE = "no persistence", "kvpersist, documents", "PicklePersistence"
 
 
-def persistence(how: str, path: Path) -> Any:
-    """Return where a bot remembers, if anywhere."""
+def builder(how: str, path: Path) -> Any:
+    """Return the builder of a bot that remembers in one way or another."""
     if how == KVPERSIST:
-        return KVPersistence(path / "bot.db")
+        return application_builder(KVPersistence(path / "bot.db"))
     if how == PICKLE:
-        return PicklePersistence(path / "bot.pickle", update_interval=1)
-    return None
+        kept = PicklePersistence(path / "bot.pickle", update_interval=1)
+        return Application.builder().persistence(kept)
+    return Application.builder()
 
 
 def serve(how: str, path: Path, base_url: str) -> None:
     """Be the bot, until SIGTERM."""
-    kept = persistence(how, path)
-    made = application_builder(kept) if how == KVPERSIST else Application.builder()
     example: Any = message_logger
-    example.Application = SimpleNamespace(builder=lambda: made)
-    if how == NOTHING:  # where no conversation can be persistent
+    app = builder(how, path).token(TOKEN).base_url(base_url).arbitrary_callback_data(True).build()
+    if how == NOTHING:  # where PTB refuses a conversation that is persistent
         example.ConversationHandler = lambda **options: ConversationHandler(
             **{**options, "persistent": False}
         )
-    app = message_logger.build(TOKEN, kept, base_url)
+    example.add_handlers(app)
     app.run_polling(allowed_updates=Update.ALL_TYPES)
 
 
@@ -66,17 +64,18 @@ async def bot(how: str, path: Path) -> AsyncIterator[BotApiServer]:
 
 
 def talking(server: BotApiServer) -> Turn:
-    """Return a turn: people say something, four times each, and wait for the answers."""
+    """Return a turn: people who have not yet been there talk, each waiting for each answer."""
+
+    async def talk(person: Person) -> None:
+        for _ in range(EACH):
+            server.say(person, "this is a message")
+            await server.reply(person)
 
     async def turn(number: int) -> float:
         people = [Person(1 + number * PEOPLE + at, "P") for at in range(PEOPLE)]
-        said = [people[at % PEOPLE] for at in range(UPDATES)]
         start = time.perf_counter()
-        for person in said:
-            server.say(person, "this is a message")
-        for person in said:
-            await server.reply(person)
-        return UPDATES / (time.perf_counter() - start)
+        await asyncio.gather(*map(talk, people))
+        return PEOPLE * EACH / (time.perf_counter() - start)
 
     return turn
 

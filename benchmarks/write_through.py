@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,17 @@ from typing import Any
 import aiosqlite
 import orjson
 from chats import FIRST, Chats, chats, document, update
-from contenders import PUT, Alone, App, Contender, Documents, connect, make_file
+from contenders import (
+    PUT,
+    Alone,
+    App,
+    Contender,
+    Documents,
+    Pickle,
+    PickleFiles,
+    connect,
+    make_file,
+)
 from everybody import EVERYBODY, bots
 from measure import Turn, folder, ratio, ratios, side_by_side, size
 from peers import Django, Mongo
@@ -20,11 +32,14 @@ from row import Row, report, spread
 from telegram import Update
 from telegram.ext import TypeHandler
 
-UPDATES = size(200, 10)
+UPDATES = size(50, 10)
+"""So few at a time, and often, because a thread that is waited for feels what else runs."""
+ROUNDS = size(60, 2)
 CHATS = 50
+AT_A_TIME = 64
 SMALLEST = "the smallest possible"
 CHANGES_NOTHING = "an update that changes nothing"
-SLOW = (Django.name, Mongo.name)
+SLOW = (Django.name, Mongo.name, Pickle.name, PickleFiles.name)
 
 
 async def change(_: Update, context: Any) -> None:
@@ -37,21 +52,21 @@ async def look(_: Update, context: Any) -> None:
     assert context.chat_data["count"] >= 0
 
 
-def received() -> list[Update]:
+def received(count: int = UPDATES) -> list[Update]:
     """Return messages of 50 chats."""
-    return [update(at, FIRST + at % CHATS) for at in range(UPDATES)]
+    return [update(at, FIRST + at % CHATS) for at in range(count)]
 
 
-def through_the_queue(app: App) -> Turn:
+def through_the_queue(app: App, count: int = UPDATES) -> Turn:
     """Return a turn: let PTB handle the updates in its queue."""
-    updates = received()
+    updates = received(count)
 
     async def turn(_: int) -> float:
         start = time.perf_counter()
         for one in updates:
             app.update_queue.put_nowait(one)
         await app.update_queue.join()
-        return (time.perf_counter() - start) / UPDATES
+        return (time.perf_counter() - start) / count
 
     return turn
 
@@ -70,26 +85,31 @@ def saved_after_each(app: App) -> Turn:
     return turn
 
 
-async def begin(contender: Contender, handle: Any, at_a_time: int = 1) -> App:
-    """Return a bot that takes updates from its queue."""
+@asynccontextmanager
+async def running(
+    kind: type[Contender], folder: Path, data: Chats, handle: Any, at_a_time: int = 1
+) -> AsyncIterator[App]:
+    """Give a bot that takes updates from its queue."""
+    folder.mkdir()
+    contender = kind(folder)
+    await contender.store(data)
     builder = contender.builder().bot(offline_bot()).job_queue(None)
     app: App = builder.concurrent_updates(at_a_time).build()
     app.add_handler(TypeHandler(Update, handle))
-    await app.initialize()
-    await app.start()
-    return app
+    async with app:
+        await app.start()
+        yield app
+        await app.stop()
 
 
-async def smallest(path: Path, data: Chats) -> tuple[Turn, aiosqlite.Connection]:
-    """Return a turn: the smallest possible, one hop and one transaction of one row an update.
+@asynccontextmanager
+async def smallest(path: Path, data: Chats) -> AsyncIterator[Turn]:
+    """Give a turn: the smallest possible, one hop and one transaction of one row an update.
 
     aiosqlite's thread, which is faster than an executor's, runs BEGIN, the row and COMMIT in one
     call. There is no bot in it.
     """
     await make_file(path, data)
-    connection = connect(path)
-    thread = await aiosqlite.connect(":memory:")
-    hop: Any = thread._execute  # noqa: SLF001  exactly one hop
     text = orjson.dumps(document(1)).decode()
 
     def transaction(at: int) -> None:
@@ -103,7 +123,10 @@ async def smallest(path: Path, data: Chats) -> tuple[Turn, aiosqlite.Connection]
             await hop(transaction, at)
         return (time.perf_counter() - start) / UPDATES
 
-    return turn, thread
+    async with aiosqlite.connect(":memory:") as thread:
+        hop: Any = thread._execute  # noqa: SLF001  exactly one hop
+        with closing(connect(path)) as connection:
+            yield turn
 
 
 async def copies(_: int) -> float:
@@ -119,33 +142,25 @@ async def copies(_: int) -> float:
 async def updates_a_second() -> list[Row]:
     """Compare how many updates a second are handled and durable."""
     data = chats(CHATS)
+    others = [kind for kind in EVERYBODY if not issubclass(kind, Documents)]
     with folder() as path:
-        documents = Documents(path / "one")
-        documents.folder.mkdir()
-        await documents.store(data)
-        many = Documents(path / "many")
-        many.folder.mkdir()
-        await many.store(data)
-        alone = Alone(path)
-        await alone.store(data)
-        own = {
-            Documents.name: await begin(documents, change),
-            "64 at a time": await begin(many, change, 64),
-            "PTB's queue": await begin(alone, change),
-        }
-        others = [kind for kind in EVERYBODY if not issubclass(kind, Documents)]
-        hop, thread = await smallest(path / "smallest.db", data)
-        async with bots(others, path, data) as apps:
+        async with (
+            smallest(path / "smallest.db", data) as hop,
+            running(Documents, path / "one", data, change) as one,
+            running(Alone, path / "alone", data, change) as alone,
+            running(Documents, path / "many", data, change, AT_A_TIME) as many,
+            bots(others, path, data) as apps,
+        ):
             for app in apps.values():
                 app.add_handler(TypeHandler(Update, change))
-            turns = {SMALLEST: hop}
-            turns |= {name: through_the_queue(app) for name, app in own.items()}
-            turns |= {name: saved_after_each(app) for name, app in apps.items()}
-            figures = await side_by_side(turns, slow=SLOW)
-        await thread.close()
-        for app in own.values():
-            await app.stop()
-            await app.shutdown()
+            turns = {
+                SMALLEST: hop,
+                "PTB's queue": through_the_queue(alone),
+                Documents.name: through_the_queue(one),
+                "64 at a time": through_the_queue(many, 3 * AT_A_TIME),
+                **{name: saved_after_each(app) for name, app in apps.items()},
+            }
+            figures = await side_by_side(turns, ROUNDS, SLOW)
     figures[SMALLEST] = {
         number: took + figures["PTB's queue"][number] for number, took in figures[SMALLEST].items()
     }
@@ -191,18 +206,17 @@ def count_calls(app: App) -> list[str]:
 
 async def changes_nothing() -> list[Row]:
     """Compare an update that changes nothing with a deep copy of what it might have changed."""
+    data = chats(CHATS)
     with folder() as path:
-        apps = {}
-        for contender in (Documents(path), Alone(path)):
-            await contender.store(chats(CHATS))
-            apps[contender.name] = await begin(contender, look)
-        turns = {name: through_the_queue(app) for name, app in apps.items()}
-        figures = await side_by_side({**turns, "copies": copies})
-        calls = count_calls(apps[Documents.name])
-        await turns[Documents.name](0)
-        for app in apps.values():
-            await app.stop()
-            await app.shutdown()
+        async with (
+            running(Documents, path / "kvpersist", data, look) as app,
+            running(Alone, path / "alone", data, look) as alone,
+        ):
+            turn = through_the_queue(app)
+            turns = {Documents.name: turn, Alone.name: through_the_queue(alone), "copies": copies}
+            figures = await side_by_side(turns, ROUNDS)
+            calls = count_calls(app)
+            await turn(0)
     figures["more than PTB"] = {
         number: took - figures[Alone.name][number]
         for number, took in figures[Documents.name].items()
