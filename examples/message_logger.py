@@ -30,6 +30,7 @@ from telegram.ext import (
     InvalidCallbackData,
     MessageHandler,
     PicklePersistence,
+    TypeHandler,
     filters,
 )
 
@@ -74,21 +75,7 @@ async def acknowledge(update: Update, context: Context) -> None:
     assert update.message
     assert context.chat_data is not None
     text = f"Noted: message {len(context.chat_data['messages'])}."
-    once_saved(context, update.message.reply_text(text))
-
-
-def once_saved(context: Context, answer: Coroutine[Any, Any, Any]) -> None:
-    """Send an answer when all that this update changes is on the disk, its conversation included.
-
-    Awaited in the handler itself it would be sent before the handler has ended, and a bot that is
-    killed in that moment would have promised too much.
-    """
-
-    async def send() -> None:
-        await context.application.update_persistence()
-        await answer
-
-    context.application.create_task(send())
+    answer_with(context, update.message.reply_text(text))
 
 
 async def show_data(update: Update, context: Context) -> None:
@@ -108,7 +95,7 @@ async def show_data(update: Update, context: Context) -> None:
 async def forget(update: Update, context: Context) -> None:
     assert update.effective_message
     context.application.drop_chat_data(update.effective_message.chat_id)
-    once_saved(context, update.effective_message.reply_text("Forgotten."))
+    answer_with(context, update.effective_message.reply_text("Forgotten."))
 
 
 # --- Two questions: rows `user/<id>` and `conversation/introduce/[<chat>,<user>]` ------------
@@ -116,7 +103,7 @@ async def forget(update: Update, context: Context) -> None:
 
 async def introduce(update: Update, context: Context) -> str:
     assert update.effective_message
-    once_saved(context, update.effective_message.reply_text("What is your name?"))
+    answer_with(context, update.effective_message.reply_text("What is your name?"))
     return NAME  # the state is stored: a restarted bot still knows what it asked
 
 
@@ -125,7 +112,7 @@ async def name(update: Update, context: Context) -> str:
     assert context.user_data is not None
     context.user_data["name"] = update.message.text
     question = f"And where do you live, {update.message.text}?"
-    once_saved(context, update.message.reply_text(question))
+    answer_with(context, update.message.reply_text(question))
     return CITY
 
 
@@ -133,14 +120,14 @@ async def city(update: Update, context: Context) -> int:
     assert update.message
     assert context.user_data is not None
     context.user_data["city"] = update.message.text
-    answer = f"Nice to meet you, {context.user_data['name']} from {update.message.text}."
-    once_saved(context, update.message.reply_text(answer))
+    text = f"Nice to meet you, {context.user_data['name']} from {update.message.text}."
+    answer_with(context, update.message.reply_text(text))
     return ConversationHandler.END  # removes the row
 
 
 async def cancel(update: Update, context: Context) -> int:
     assert update.effective_message
-    once_saved(context, update.effective_message.reply_text("Never mind."))
+    answer_with(context, update.effective_message.reply_text("Never mind."))
     return ConversationHandler.END
 
 
@@ -160,14 +147,32 @@ async def pressed(update: Update, context: Context) -> None:
     assert context.chat_data is not None
     _, step = cast("tuple[str, int]", update.callback_query.data)  # the tuple, as `count` made it
     context.chat_data["count"] = context.chat_data.get("count", 0) + step
-    answer = f"The count is {context.chat_data['count']}."
-    once_saved(context, update.callback_query.answer(answer))
+    text = f"The count is {context.chat_data['count']}."
+    answer_with(context, update.callback_query.answer(text))
 
 
 async def outdated(update: Update, _: Context) -> None:
     """Answer a press on one of the buttons that PTB no longer keeps: it keeps 1024 keyboards."""
     assert update.callback_query
     await update.callback_query.answer("This button is too old: send /count.")
+
+
+# --- Answers ----------------------------------------------------------------------------------
+
+
+def answer_with(context: Context, reply: Coroutine[Any, Any, object]) -> None:
+    """Have a reply sent by `answer`, which comes after all other handlers of this update."""
+    context.update({"reply": reply})
+
+
+async def answer(_: Update, context: Context) -> None:
+    """Reply when all that this update has changed is on the disk, the step of a conversation too.
+
+    A bot that is killed in any moment has then promised nothing that it does not know.
+    """
+    if (reply := getattr(context, "reply", None)) is not None:
+        await context.application.update_persistence()
+        await reply
 
 
 # --- The bot ----------------------------------------------------------------------------------
@@ -190,6 +195,7 @@ def add_handlers(app: AnyApplication) -> None:
     app.add_handler(CallbackQueryHandler(outdated, pattern=InvalidCallbackData))
     app.add_handler(CallbackQueryHandler(pressed, pattern=tuple))
     app.add_handler(MessageHandler(TEXT, acknowledge))
+    app.add_handler(TypeHandler(Update, answer), group=1)  # after the others, for all updates
 
 
 def main() -> None:

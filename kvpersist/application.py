@@ -9,14 +9,16 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from telegram import Message, Update
+from telegram import Message
 from telegram.ext import Application, ApplicationBuilder, ExtBot, Job
 
 from kvpersist.callback_cache import Watched, watch
 from kvpersist.errors import ConfigurationError, EncodeError, KVPersistError, WriteError
-from kvpersist.keys import BOT, Scope, document_key
-from kvpersist.lazy import Lazy, Name
-from kvpersist.persistence import HandedOver, KVPersistence
+from kvpersist.keys import BOT, Name, Scope, document_key
+from kvpersist.lazy import Lazy
+from kvpersist.persistence import KVPersistence
+from kvpersist.rows import HandedOver
+from kvpersist.updates import moved_by, used_by
 
 _SLICE: Final = 0.004
 """Seconds after which encoding many documents lets the event loop do something else."""
@@ -117,7 +119,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
     async def shutdown(self) -> None:
         """Write what is left, close the store; see `Application.shutdown`."""
         self._is_live = self.running
-        if self._writing:
+        if self._writing:  # they would open the store again
             await asyncio.wait(self._writing)
         await super().shutdown()
         if self._lazy is not None:
@@ -132,7 +134,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if self._lazy is None:
             await self._process_update(update)
             return
-        names = [*_names(update), *_moving(update)]
+        names = [*used_by(update), *moved_by(update)]
         with self._lazy.hold(names):
             try:
                 await self._lazy.load(names)
@@ -142,13 +144,14 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 await self._process_update(update)
 
     async def _process_update(self, update: object) -> None:
+        _WRITTEN.set(None)
         task = asyncio.current_task()
         self._handling[task] = update
         try:
             await super().process_update(update)
         except asyncio.CancelledError:
             # PTB notes nothing then. It is written later, for nobody waits for it any more.
-            self._used.update(_names(update))
+            self._used.update(used_by(update))
             raise
         finally:
             self._handling.pop(task, None)
@@ -165,7 +168,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """
         task: asyncio.Task[Any] = super().create_task(coroutine, update, name=name)
         if self._lazy is not None:
-            self._lazy.hold_for(task, _names(update))
+            self._lazy.hold_for(task, used_by(update))
         return task
 
     def drop_chat_data(self, chat_id: int) -> None:
@@ -218,7 +221,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
         A handler that awaits it can answer when what it has changed so far is durable.
         """
-        self._used.update(_names(self._handling.get(asyncio.current_task())))
+        self._used.update(used_by(self._handling.get(asyncio.current_task())))
         await self._write_through()
 
     def _mark_for_persistence_update(
@@ -231,7 +234,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """
         if update is not None and update is _WRITTEN.get():
             return  # with concurrent updates, PTB calls it once more
-        self._used.update(_names(update))
+        self._used.update(used_by(update))
         if job is not None:
             self._used.update(("chat", chat_id) for chat_id in _ids(job.chat_id))
             self._used.update(("user", user_id) for user_id in _ids(job.user_id))
@@ -283,9 +286,9 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             handed = await self._kv.handed_over(super().update_persistence)
         await self._hand_in_documents(handed)
         if self._watched is not None:
-            self._kv.hand_over_touched(handed, self._watched)
+            self._kv.keyboards.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
-            self._kv.hand_over_keyboards(handed, cache.persistence_data)
+            self._kv.keyboards.hand_over(handed, cache.persistence_data)
         await self._commit(handed)
 
     async def _commit(self, handed: HandedOver) -> None:
@@ -337,7 +340,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             is_here and not self._kv.rows.is_empty(key, documents[document_id], kind)
         ):
             handed.changes[key] = None
-        elif is_here or self._lazy is None:
+        elif is_here:
             self._encode(key, documents[document_id], kind, handed)
 
     def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> None:
@@ -351,26 +354,6 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Return PTB's cache of callback data, if it is to be kept."""
         cache = cast("ExtBot[Any]", self.bot).callback_data_cache
         return cache if self._kv.store_data.callback_data else None
-
-
-def _names(update: object) -> list[Name]:
-    """Return the documents that handlers of an update use."""
-    names: list[Name] = []
-    if isinstance(update, Update):
-        if update.effective_chat:
-            names.append(("chat", update.effective_chat.id))
-        if update.effective_user:
-            names.append(("user", update.effective_user.id))
-    return names
-
-
-def _moving(update: object) -> list[Name]:
-    """Return the other id of a chat about whose move an update tells: see `migrate_chat_data`."""
-    message = update.message if isinstance(update, Update) else None
-    if message is None:
-        return []
-    ids = message.migrate_from_chat_id, message.migrate_to_chat_id
-    return [("chat", chat_id) for chat_id in ids if chat_id is not None]
 
 
 def _ids(ids: int | Collection[int] | None) -> Collection[int]:

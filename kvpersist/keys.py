@@ -20,6 +20,8 @@ from urllib.parse import quote, unquote
 from kvpersist.errors import DecodeError, EncodeError
 
 Scope: TypeAlias = Literal["chat", "user"]
+Name: TypeAlias = tuple[Scope, int]
+"""The data of one chat, or of one user."""
 
 BOT: Final = "bot"
 CALLBACK: Final = "callback/"

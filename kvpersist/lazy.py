@@ -7,13 +7,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 from kvpersist.errors import NotInMemoryError
-from kvpersist.keys import Scope, document_key
+from kvpersist.keys import Name, Scope, document_key
 from kvpersist.rows import Rows
-
-Name: TypeAlias = tuple[Scope, int]
 
 
 class NotInMemory:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from typing import Any, Final, TypeAlias, TypeVar, cast, overload
@@ -14,13 +13,12 @@ from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 
 from kvpersist import keys
-from kvpersist.callback_cache import Watched
-from kvpersist.callback_data import CallbackData, Document, KeyboardDocuments, is_keyboard
+from kvpersist.callback_data import CallbackData
 from kvpersist.codec import Codec, Named
 from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
-from kvpersist.group_commit import Changes
+from kvpersist.keyboards import Keyboards
 from kvpersist.lazy import Lazy
-from kvpersist.rows import Progress, Rows
+from kvpersist.rows import HandedOver, Progress, Rows
 from kvpersist.stores import SqliteStore, Store
 from kvpersist.telegram_objects import TelegramObjects
 
@@ -29,14 +27,6 @@ CD = TypeVar("CD")
 BD = TypeVar("BD")
 ConversationKey: TypeAlias = tuple[int | str, ...]
 ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
-
-
-@dataclass
-class HandedOver:
-    """Rows to write, and why others cannot be written."""
-
-    changes: Changes = field(default_factory=dict)
-    refused: list[EncodeError] = field(default_factory=list)
 
 
 _HANDED_OVER: Final[ContextVar[HandedOver | None]] = ContextVar("kvpersist", default=None)
@@ -141,7 +131,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.max_documents = max_documents
         self.lazy: Lazy | None = None
         self.has_conversations = False
-        self._keyboards: KeyboardDocuments | None = None
+        self.keyboards = Keyboards(self.rows)
 
     @property
     def store_data(self) -> PersistenceInput:
@@ -238,17 +228,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.callback_data:
             return None
-        documents: dict[str, Document] = {}
-
-        def take(key: str, document: Any) -> None:
-            if not is_keyboard(document):
-                raise DecodeError("not a keyboard of kvpersist; mend or delete the row", key=key)
-            documents[keys.keyboard_id(key)] = document
-
-        await self.rows.load_values(keys.CALLBACK, take)
-        self._keyboards = KeyboardDocuments()
-        data = self._keyboards.join(documents)
-        return data if documents else None
+        return await self.keyboards.load()
 
     async def get_conversations(self, name: str) -> ConversationDict:
         """Return the stored state of each conversation of the handler `name`.
@@ -309,40 +289,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.callback_data:
             return
-        if self._keyboards is None:
-            await self.get_callback_data()
-        keyboards = cast("KeyboardDocuments", self._keyboards)
-        documents = keyboards.split(data)
-        self._encode_keyboards(documents, handed := HandedOver())
-        await self.rows.commits.write(handed.changes)
-        keyboards.forget_removed(documents)
-        if handed.refused:
-            raise handed.refused[0]
-
-    def hand_over_keyboards(self, handed: HandedOver, data: CallbackData) -> None:
-        """Put the rows of all keyboards into `handed`, which goes to group commit at once."""
-        keyboards = cast("KeyboardDocuments", self._keyboards)
-        documents = keyboards.split(data)
-        self._encode_keyboards(documents, handed)
-        keyboards.forget_removed(documents)
-
-    def hand_over_touched(self, handed: HandedOver, watched: Watched) -> None:
-        """Do as `hand_over_keyboards` for those that were touched since this was called last."""
-        keyboards = cast("KeyboardDocuments", self._keyboards)
-        documents = keyboards.change(*watched.take(), watched.keyboard)
-        self._encode_keyboards(documents, handed)
-        keyboards.forget_removed(documents)
-
-    def _encode_keyboards(
-        self, documents: Mapping[str, Document | None], handed: HandedOver
-    ) -> None:
-        for keyboard, document in documents.items():
-            key = keys.keyboard_key(keyboard)
-            try:
-                text = None if document is None else self.rows.encode(key, document)
-                handed.changes[key] = text
-            except EncodeError as error:
-                handed.refused.append(error)
+        await self.keyboards.write(data)
 
     async def update_conversation(
         self, name: str, key: ConversationKey, new_state: object | None

@@ -8,14 +8,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
 import orjson
 
 from kvpersist.codec import Codec, become
 from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
-from kvpersist.group_commit import GroupCommit
-from kvpersist.plain import plain_text
+from kvpersist.group_commit import Changes, GroupCommit
 from kvpersist.stores.store import Row, SeesOthers, Store
 
 D = TypeVar("D")
@@ -25,6 +25,14 @@ Progress: TypeAlias = Callable[[str, int], None]
 _LOGGER = logging.getLogger("kvpersist")
 _SAY_EVERY: Final = 5.0
 """Seconds between two lines in the log about a load that takes long."""
+
+
+@dataclass
+class HandedOver:
+    """Rows to write, and why others cannot be written."""
+
+    changes: Changes = field(default_factory=dict)
+    refused: list[EncodeError] = field(default_factory=list)
 
 
 class Rows:
@@ -258,13 +266,11 @@ class Rows:
         Raises:
             EncodeError: It cannot be stored exactly.
         """
-        if type(document) is kind is dict:
-            if len(document) == 0:
-                return b"{}"
-            if (text := plain_text(document)) is not None:
-                return text
-        with naming(key):
+        try:
             return self.codec.encode_document(document, kind)
+        except EncodeError as error:
+            error.key = key
+            raise
 
     def encode(self, key: str, value: object) -> bytes:
         """Return any value as it is stored. Raises as `encode_document`."""

@@ -18,6 +18,7 @@ from telegram.ext import (
     CallbackDataCache,
     CommandHandler,
     ContextTypes,
+    ConversationHandler,
     Defaults,
     DictPersistence,
     ExtBot,
@@ -32,6 +33,7 @@ from kvpersist import (
     ConfigurationError,
     EncodeError,
     KVPersistence,
+    MemoryStore,
     SqliteStore,
     WriteError,
     WriteThroughApplication,
@@ -235,7 +237,7 @@ async def test_data_of_others_is_written_when_it_is_marked(store: WatchedStore) 
     async with running(store, CommandHandler("greet", greet)) as bot:
         await bot.say("/greet")
         assert rows(store)["user/7"] == b'{"greeted":true}'
-        assert {"chat/8", "chat/9"} <= {*rows(store)}
+        assert not {"chat/8", "chat/9"} & {*rows(store)}
         bot.app.chat_data[8]["later"] = 1
         bot.app.mark_data_for_update_persistence(chat_ids=8)
         bot.app.mark_data_for_update_persistence(chat_ids=9)
@@ -394,6 +396,195 @@ async def test_handlers_of_other_kinds_of_updates_are_written_through(
     async with running(store, TypeHandler(str, note)) as bot:
         await bot.app.process_update("news")
         assert rows(store)["bot"] == b'{"heard":"news"}'
+
+
+async def test_a_handler_can_answer_when_its_changes_are_durable(store: WatchedStore) -> None:
+    """`update_persistence` inside of a handler writes what it has changed so far."""
+    seen: list[bytes] = []
+
+    async def answer(_: Update, context: Any) -> None:
+        context.chat_data["asked"] = 1
+        await context.application.update_persistence()
+        seen.append(rows(store)["chat/1"])
+        context.chat_data["asked"] = 2
+
+    async with running(store, CommandHandler("ask", answer)) as bot:
+        await bot.say("/ask")
+        assert seen == [b'{"asked":1}']
+        assert rows(store)["chat/1"] == b'{"asked":2}'
+
+
+async def test_an_answer_of_a_later_group_can_wait_for_the_state(store: WatchedStore) -> None:
+    """There the step of the conversation is durable too; a chat that was dropped stays gone."""
+    seen: list[set[str]] = []
+
+    async def answer(_: Update, context: Any) -> None:
+        await context.application.update_persistence()
+        seen.append({*rows(store)})
+
+    async def drop(_: Update, context: Any) -> None:
+        context.application.drop_chat_data(1)
+
+    order = conversation()
+    async with running(store, order, CommandHandler("drop", drop), ANY) as bot:
+        bot.app.add_handler(TypeHandler(Update, answer), group=9)
+        await bot.say("/start")
+        await bot.say("/drop")
+        assert seen == [
+            {"bot", "chat/1", "conversation/order/[1,1]", "user/1"},
+            {"bot", "conversation/order/[1,1]", "user/1"},
+        ]
+        assert "chat/1" not in rows(store)
+
+
+async def test_a_cancelled_update_loses_nothing(store: WatchedStore) -> None:
+    """What its handler had changed is written by the next run; PTB would wait for its chat."""
+    waiting = asyncio.Event()
+
+    async def wait(_: Update, context: Any) -> None:
+        context.chat_data["before"] = True
+        await waiting.wait()
+
+    async with running(store, CommandHandler("wait", wait)) as bot:
+        update = asyncio.create_task(bot.say("/wait"))
+        await until(lambda: "before" in bot.app.chat_data[1])
+        update.cancel()
+        await asyncio.wait([update])
+        assert update.cancelled()
+        await bot.app.update_persistence()
+        assert rows(store)["chat/1"] == b'{"before":true}'
+
+
+async def test_an_update_that_is_cancelled_while_it_is_written_loses_nothing(
+    store: WatchedStore,
+) -> None:
+    """Data, states and buttons are handed over, and committed without it."""
+
+    async def ask(_: Update, context: Any) -> int:
+        context.chat_data["asked"] = True
+        await bot.ask(("data",))
+        return 0
+
+    handler: Any = ConversationHandler(
+        [CommandHandler("start", ask)], {0: []}, [], name="order", persistent=True
+    )
+    async with running(store, handler, arbitrary_callback_data=True) as bot:
+        store.gate.clear()
+        update = asyncio.create_task(bot.say("/start"))
+        await store.entered.wait()
+        update.cancel()
+        await asyncio.wait([update])
+        assert update.cancelled()
+        store.gate.set()
+        await until(lambda: len(store.commits) > 0)
+        written = {key.partition("/")[0] for key in rows(store)}
+        assert written == {"bot", "callback", "chat", "conversation", "user"}
+
+
+async def test_a_long_write_that_is_cancelled_goes_on_with_the_next(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many documents those that were not encoded yet are kept in mind, drops included."""
+    monkeypatch.setattr(application_module, "_SLICE", 0)
+    async with running(store, text(remember)) as bot:
+        await bot.say("x", 50)
+        store.gate.clear()
+        bot.app.mark_data_for_update_persistence(chat_ids=range(100))
+        bot.app.drop_chat_data(50)
+        writing = asyncio.create_task(bot.app.update_persistence())
+        await settle()
+        writing.cancel()
+        await asyncio.wait([writing])
+        store.gate.set()
+        await bot.app.update_persistence()
+        await until(lambda: len(rows(store)) == 101)
+        assert "chat/50" not in rows(store)
+
+
+async def test_an_error_handler_may_write_and_change_documents(store: WatchedStore) -> None:
+    """It is told outside of everything that could wait for it; what it changes is written."""
+
+    async def spoil(_: Update, context: Any) -> int:
+        context.chat_data["bad"] = object()
+        return 0
+
+    async def note(_: object, context: Any) -> None:
+        context.bot_data["errors"] = context.bot_data.get("errors", 0) + 1
+        context.application.chat_data[7]["told"] = True
+        context.application.mark_data_for_update_persistence(chat_ids=7)
+        await context.application.update_persistence()
+
+    handler: Any = ConversationHandler(
+        [CommandHandler("start", spoil)], {0: []}, [], name="order", persistent=True
+    )
+    async with running(store, handler) as bot:
+        bot.app.add_error_handler(note)
+        await bot.say("/start")
+        assert rows(store)["bot"] == b'{"errors":1}'
+        assert rows(store)["chat/7"] == b'{"told":true}'
+        assert "conversation/order/[1,1]" in rows(store)
+        assert isinstance(bot.errors.pop(), EncodeError)
+
+
+async def test_an_update_that_is_handled_again_is_written_again(store: WatchedStore) -> None:
+    """The same object may come twice."""
+    async with running(store, counting("count")) as bot:
+        update = Update.de_json(text_update("/count"), bot.app.bot)
+        for _ in range(2):
+            await bot.app.process_update(update)
+        assert rows(store)["chat/1"] == b'{"count":2}'
+
+
+async def test_two_bots_in_one_process_do_not_meet(store: WatchedStore) -> None:
+    """A handler of one may let the other handle an update, and both are written through."""
+    other_store = WatchedStore(MemoryStore())
+    async with running(other_store, conversation(), text(remember)) as other:
+
+        async def pass_on(_: Update, context: Any) -> None:
+            context.chat_data["before"] = True
+            await other.say("/start")
+            await other.say("x")
+            await other.app.update_persistence()
+            context.chat_data["after"] = True
+
+        async with running(store, conversation(), CommandHandler("pass", pass_on)) as bot:
+            await bot.say("/pass")
+            assert rows(store)["chat/1"] == b'{"before":true,"after":true}'
+            assert rows(other_store)["chat/1"] == b'{"said":["x"]}'
+
+
+async def test_an_update_inside_of_an_update_is_written(store: WatchedStore) -> None:
+    """A handler may hand another update to its own application."""
+
+    async def inside(_: Update, context: Any) -> None:
+        context.chat_data["outer"] = 1
+        await bot.say("x", 2)
+        context.chat_data["outer"] = 2
+
+    async with running(store, text(remember), CommandHandler("inside", inside)) as bot:
+        await bot.say("/inside")
+        assert rows(store)["chat/1"] == b'{"outer":2}'
+        assert rows(store)["chat/2"] == b'{"said":["x"]}'
+
+
+async def test_an_id_that_cannot_be_one_is_told(store: WatchedStore) -> None:
+    """PTB takes any key; a row needs an int."""
+    async with running(store) as bot:
+        bot.app.mark_data_for_update_persistence(chat_ids=["x"])  # type: ignore[list-item]
+        await bot.app.update_persistence()
+        await until(lambda: len(bot.errors) > 0)
+        assert isinstance(bot.errors.pop(), EncodeError)
+
+
+async def test_a_shutdown_waits_for_what_is_being_written(store: WatchedStore) -> None:
+    """No task is left that would open the store again."""
+    async with running(store, text(remember)) as bot:
+        store.gate.clear()
+        bot.app.chat_data[5]["x"] = 1
+        bot.app.mark_data_for_update_persistence(chat_ids=5)
+        await store.entered.wait()
+        asyncio.get_running_loop().call_later(0.01, store.gate.set)
+    assert rows(store)["chat/5"] == b'{"x":1}'
 
 
 def test_another_persistence_is_refused(store: WatchedStore) -> None:

@@ -207,6 +207,27 @@ class TestMessageLogger:
         assert [message["text"] for message in documents["chat/1"]["messages"]] == ["no secret"]
         assert documents["user/1"] == {"messages": 2}
 
+    async def test_what_was_answered_is_stored_when_it_is_killed_at_once(
+        self, server: BotApiServer, tmp_path: Path
+    ) -> None:
+        """An answer is a promise: text and step are in the file in the moment in which it comes."""
+        data = tmp_path / "bot.db"
+        command = [sys.executable, str(BOT), str(data)]
+        environment = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "no_proxy": "*"}
+        async with BotProcess(command, {**os.environ, **environment}, tmp_path / "log") as bot:
+            for round_, person in enumerate([ADA, BO, Person(3, "Cy"), Person(4, "Di")]):
+                await bot.start()
+                server.say(person, "/introduce")
+                await server.reply(person)
+                server.say(person, "my name")
+                await server.reply(person)
+                await bot.kill()
+                rows = {row.key: row.value for row in sqlite_rows(data)}
+                number = person.id
+                assert rows[f"conversation/introduce/[{number},{number}]"] == "CITY", round_
+                assert rows[f"user/{number}"] == {"messages": 1, "name": "my name"}
+                assert [said["text"] for said in rows[f"chat/{number}"]["messages"]] == ["my name"]
+
     async def test_a_long_chat_is_shown_in_parts(
         self, server: BotApiServer, tmp_path: Path
     ) -> None:

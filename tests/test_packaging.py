@@ -75,6 +75,7 @@ def test_lower_layers_do_not_know_telegram() -> None:
         "kvpersist.callback_cache",
         "kvpersist.persistence",
         "kvpersist.telegram_objects",
+        "kvpersist.updates",
     }
     for module in pkgutil.walk_packages(kvpersist.__path__, "kvpersist."):
         source = inspect.getsource(importlib.import_module(module.name))

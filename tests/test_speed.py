@@ -3,96 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import gc
 import logging
-import math
 import sqlite3
-import uuid
 from contextlib import closing
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from kvpersist import Codec, KVPersistence, MemoryStore, ReadError, SqliteStore
+from kvpersist import KVPersistence, MemoryStore, ReadError, SqliteStore
 from kvpersist import rows as rows_module
 from kvpersist.callback_data import KeyboardDocuments
-from kvpersist.plain import plain_text
 from kvpersist.stores import sqlite_watch
 from kvpersist.stores.sqlite_file import FileConnection, open_file
-
-
-class Word(str):
-    """A str that orjson takes for one."""
-
-    __slots__ = ()
-
-
-class Number(enum.IntEnum):
-    """An enum that equals a number."""
-
-    ONE = 1
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=5,
-)
-ODD = st.sampled_from(
-    [(1,), (), Word("a"), Number.ONE, uuid.UUID(int=1), date(2026, 1, 2), b"", {1}, {"$tuple": []}]
-)
-ANYTHING = st.recursive(
-    JSON | ODD,
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.just(Word("k")), inner),
-    max_leaves=15,
-)
-
-
-@given(ANYTHING)
-def test_the_short_way_leads_where_the_long_one_does(value: Any) -> None:
-    """What is encoded in C is what the codec's own walk would write, or it declines."""
-    if (text := plain_text(value)) is not None:
-        assert Codec().encode(value) == text
-        assert Codec().decode(text) == value
-
-
-def test_a_document_of_plain_types_takes_the_short_way() -> None:
-    """The short way is taken by what most documents are made of."""
-    value = {"a": [1, 1.5, "x", None, True, {"b": [[], {}, -0.0]}], "$": "not a key alone"}
-    assert plain_text({"a": value["a"]}) == orjson.dumps({"a": value["a"]})
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"a": math.nan},
-        {"a": [1.0, math.inf]},
-        {"a": (1,)},
-        {"a": {"b": Word("x")}},
-        {"a": Number.ONE},
-        {1: 2},
-        {"$x": 1},
-        {"a": 2**64},
-        "text",
-    ],
-)
-def test_what_json_would_change_takes_the_long_way(value: Any) -> None:
-    """It declines for whatever orjson would change without a word."""
-    assert plain_text(value) is None
-
-
-def test_what_is_nested_deep_takes_the_long_way() -> None:
-    """The short way looks at a bounded number of levels."""
-    value: Any = []
-    for _ in range(100):
-        value = [value]
-    assert plain_text(value) is None
 
 
 def fill(path: Path, count: int) -> None:

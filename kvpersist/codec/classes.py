@@ -9,7 +9,7 @@ from typing import Any, Final
 from kvpersist.codec.bases import Base, base_of
 from kvpersist.codec.decoder import Decoder
 from kvpersist.codec.encoder import Encoder
-from kvpersist.codec.form import BASE, Form, qualified
+from kvpersist.codec.form import BASE, Form, qualified, text_form
 from kvpersist.codec.models import pydantic_form, struct_form
 from kvpersist.codec.state import State, slots
 from kvpersist.errors import ConfigurationError, EncodeError
@@ -115,19 +115,21 @@ def _named_tuple_form(kind: Any, tag: str) -> Form:
 def _enum_form(kind: type[Enum], tag: str) -> Form:
     members = kind.__members__
 
-    def encode(value: Enum, encoder: Encoder) -> object:
+    def to_text(value: Enum) -> str:
         name = value._name_
-        if name is not None and members.get(name) is value:
-            return name
-        if isinstance(value, Flag):  # more than one flag, or none
-            return encoder.value(int(value._value_))
-        raise EncodeError(f"{value!r}, which is no longer a member of {kind.__qualname__}")
+        if members.get(name) is not value:
+            raise EncodeError(f"{value!r}, which is no longer a member of {kind.__qualname__}")
+        return name
+
+    if not issubclass(kind, Flag):
+        return text_form(tag, to_text, members.__getitem__)
+
+    def encode(value: Flag, encoder: Encoder) -> object:
+        if members.get(value._name_ or "") is value:
+            return value._name_
+        return encoder.value(int(value._value_))  # more than one flag, or none
 
     def decode(payload: Any, _: Decoder) -> Enum:
-        if type(payload) is str:
-            return members[payload]
-        if not issubclass(kind, Flag):
-            raise TypeError("only flags are numbers")
-        return kind(payload)
+        return members[payload] if type(payload) is str else kind(payload)
 
     return Form(tag, encode, decode, (str, int))

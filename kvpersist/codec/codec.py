@@ -12,8 +12,9 @@ import orjson
 
 from kvpersist.codec import classes, containers, scalars, times, values
 from kvpersist.codec.decoder import Decoder
-from kvpersist.codec.encoder import Encode, Encoder, asked, changed
+from kvpersist.codec.encoder import DEPTH_LIMIT, Encode, Encoder, asked, changed, tagging
 from kvpersist.codec.form import BASE, Extension, Form, Named, qualified
+from kvpersist.codec.plain import plain_text
 from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class Codec:
         self._kinds: dict[type, Form] = {}
         for kind, form in _BUILTIN.items():
             self._add(kind, form)
+        self._encoders[tuple] = Encoder.of_tuple  # by far the most frequent tag
         self._add(defaultdict, containers.defaultdict_form(self._names, self._types))
         for extension in self._extensions:
             for kind, form in extension.forms():
@@ -130,6 +132,8 @@ class Codec:
         Raises:
             EncodeError: With the path to what cannot be stored exactly. It names no row.
         """
+        if (text := plain_text(value, DEPTH_LIMIT)) is not None:
+            return text
         return _text(lambda encoder: encoder.value(value), self._encoders)
 
     def decode(self, text: bytes) -> Any:
@@ -235,7 +239,7 @@ class Codec:
     def _add(self, kind: type, form: Form) -> None:
         self._forms[form.tag] = form
         if kind not in _PLAIN:
-            self._encoders[kind] = _tagging(form)
+            self._encoders[kind] = tagging(form)
 
     def _find(self, kind: type) -> Encode:
         """Return what to do with a type that nobody has listed."""
@@ -244,13 +248,6 @@ class Codec:
                 self._add(kind, form)
                 return self._encoders[kind]
         raise EncodeError(f"a value of type {qualified(kind)} cannot be stored; {_advice(kind)}")
-
-
-def _tagging(form: Form) -> Encode:
-    if (to_text := form.to_text) is None:
-        return lambda encoder, value: encoder.tagged(form, value)
-    tag = form.tag
-    return lambda _, value: {tag: to_text(value)}
 
 
 class _Encoders(dict[type, Encode]):

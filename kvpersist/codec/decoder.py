@@ -6,12 +6,11 @@ What orjson returned belongs to nobody else, so it is changed in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from gc import get_referents
-from itertools import compress
 from typing import Any, Final, TypeAlias
 
 from kvpersist.codec.encoder import DEPTH_LIMIT, show_attribute, show_key
 from kvpersist.codec.form import Form
+from kvpersist.codec.plain import has_tags
 from kvpersist.errors import DecodeError
 
 _LEVELS_READ: Final = DEPTH_LIMIT + 10
@@ -136,24 +135,19 @@ class Decoder:
         return value
 
     def _of_dict(self, members: dict[str, Any]) -> Any:
-        if len(members) == 1:
-            for name, payload in members.items():
-                if name == "$tuple" and type(payload) is list:  # by far the most frequent tag
-                    self._depth += 1
-                    value = tuple(self.items(payload))
-                    self._depth -= 1
-                    return value
-                if (form := self._forms.get(name)) is None:
-                    if name[:1] == "$":
-                        return self._escaped(name, payload)
-                elif form.from_text is None or type(payload) is not str:
-                    return self.payload(form, payload)
-                else:
-                    try:
-                        return form.from_text(payload)
-                    except Exception as error:
-                        raise _unreadable(form, payload, error) from error
-        return self.members(members, show_key)
+        if len(members) != 1:
+            return self.members(members, show_key)
+        ((name, payload),) = members.items()
+        if (form := self._forms.get(name)) is None:
+            if name[:1] == "$":
+                return self._escaped(name, payload)
+            return self.members(members, show_key)
+        if type(payload) is not str or form.from_text is None:
+            return self.payload(form, payload)
+        try:
+            return form.from_text(payload)
+        except Exception as error:
+            raise _unreadable(form, payload, error) from error
 
     def _escaped(self, name: str, payload: Any) -> dict[str, Any]:
         if name[:2] != "$$":
@@ -164,34 +158,6 @@ class Decoder:
         self._depth += 1
         if self._depth > _LEVELS_READ:
             raise DecodeError(f"nested more than {DEPTH_LIMIT} levels deep; mend or delete the row")
-
-
-def has_tags(container: Any) -> bool:
-    """Whether anywhere in what orjson has read there is an object that looks like a tag.
-
-    The garbage collector is asked for what all containers of one level hold, so that no step of
-    Python is needed for each value. orjson reads at most some 1000 levels.
-    """
-    containers = [container]
-    while containers:
-        if 1 in map(len, containers) and any(map(_looks_like_tag, containers)):
-            return True
-        values = get_referents(*containers)
-        kinds = [*map(type, values)]
-        containers = (
-            []
-            if _CONTAINERS.isdisjoint(kinds)
-            else [*compress(values, map(_CONTAINERS.__contains__, kinds))]
-        )
-    return False
-
-
-def _looks_like_tag(container: Any) -> bool:
-    return (
-        len(container) == 1
-        and type(container) is dict
-        and any(name[:1] == "$" for name in container)
-    )
 
 
 def pair(payload: object) -> list[Any]:

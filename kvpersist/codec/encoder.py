@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, Final, TypeAlias
 
+from orjson import Fragment
+
 from kvpersist.codec.form import Form
+from kvpersist.codec.plain import plain_text
 from kvpersist.errors import EncodeError
 
 Encode: TypeAlias = Callable[["Encoder", Any], object]
@@ -20,6 +23,9 @@ Encode: TypeAlias = Callable[["Encoder", Any], object]
 DEPTH_LIMIT: Final = 200
 """Levels of brackets in the text; orjson gives up at 254, and Python's own stack is not endless."""
 _STEP_LENGTH: Final = 40
+
+_MANY: Final = 16
+_LOOK_AHEAD: Final = 2
 
 _QUICK: Final = frozenset({str, int, bool, type(None)})
 _CAREFUL: Final = frozenset({bool, type(None)})
@@ -65,16 +71,14 @@ class Encoder:
         kind = type(value)
         return value if kind in self._plain else self._encoders[kind](self, value)
 
-    def tagged(self, form: Form, value: object) -> dict[str, object]:
-        """Return ``{tag: payload}``."""
-        self._depth += 1
-        payload = form.encode(value, self)
-        self._depth -= 1
-        return {form.tag: payload}
-
-    def of_list(self, value: list[Any]) -> list[Any]:
+    def of_list(self, value: list[Any]) -> list[Any] | Fragment:
         """Return what stands for a list."""
-        items = self.items(value.copy())
+        items = value.copy()
+        if self._plain.issuperset(map(type, items)):
+            return items
+        if len(items) >= _MANY and (text := self._plain_text(value)) is not None:
+            return Fragment(text)
+        items = self.items(items)
         if len(items) != len(value):
             raise changed()
         return items
@@ -97,8 +101,19 @@ class Encoder:
         self._depth -= 1
         return items
 
+    def of_tuple(self, value: tuple[Any, ...]) -> dict[str, object]:
+        """Return what stands for a tuple, which orjson writes as an array."""
+        if self._plain.issuperset(map(type, value)):
+            return {"$tuple": value}
+        self._depth += 1
+        items = self.items([*value])
+        self._depth -= 1
+        return {"$tuple": items}
+
     def of_dict(self, value: dict[Any, Any]) -> object:
         """Return what stands for a dict."""
+        if len(value) >= _MANY and (text := self._plain_text(value)) is not None:
+            return Fragment(text)
         members: Any = self.mapping(value.copy())
         if len(members) != len(value):
             raise changed()
@@ -109,6 +124,12 @@ class Encoder:
                 if name[:1] == "$":
                     return {"$" + name: item}
         return members
+
+    def _plain_text(self, value: object) -> bytes | None:
+        """Return a part of the document as JSON if it is plain; not for parts of small parts."""
+        if 0 < self._depth <= _LOOK_AHEAD:
+            return plain_text(value, DEPTH_LIMIT - self._depth)
+        return None
 
     def mapping(
         self, members: dict[Any, Any], show: Callable[[Any], str] = show_key
@@ -149,13 +170,20 @@ class Encoder:
     def _pairs(self, members: dict[Any, Any], first: object) -> list[list[Any]]:
         """Return pairs of all; what comes before the key `first` is in its final form already."""
         self._depth += 1
+        plain, encoders = self._plain, self._encoders
         rest = iter(members.items())
         pairs = [[name, item] for name, item in takewhile(lambda pair: pair[0] is not first, rest)]
-        key = first
+        todo = chain([(first, members[first])], rest)
+        key: Any = None
         try:
-            pairs.append([self.value(first), self.value(members[first])])
-            for key, item in rest:
-                pairs.append([self.value(key), self.value(item)])
+            for key, item in todo:
+                kind, item_kind = type(key), type(item)
+                pairs.append(
+                    [
+                        key if kind in plain else encoders[kind](self, key),
+                        item if item_kind in plain else encoders[item_kind](self, item),
+                    ]
+                )
         except EncodeError as error:
             raise under(show_key(key), error)  # noqa: B904  it is the same error
         self._depth -= 2
@@ -168,6 +196,21 @@ class Encoder:
                 f"nested more than {DEPTH_LIMIT} levels deep, or it contains itself; "
                 "keep ids in place of the objects they stand for"
             )
+
+
+def tagging(form: Form) -> Encode:
+    """Return what puts ``{tag: payload}`` in place of a value."""
+    tag, encode, to_text = form.tag, form.encode, form.to_text
+    if to_text is not None:
+        return lambda _, value: {tag: to_text(value)}
+
+    def tagged(encoder: Encoder, value: Any) -> dict[str, object]:
+        encoder._depth += 1  # noqa: SLF001  a method would cost one call more for each value
+        payload = encode(value, encoder)
+        encoder._depth -= 1  # noqa: SLF001
+        return {tag: payload}
+
+    return tagged
 
 
 def has_surrogates(text: str) -> bool:

@@ -19,7 +19,7 @@ from math import copysign, isfinite, isnan
 from typing import Any, Final
 
 from kvpersist.codec.decoder import Decoder
-from kvpersist.codec.encoder import Encoder, has_surrogates
+from kvpersist.codec.encoder import Encoder, has_surrogates, tagging
 from kvpersist.codec.form import Form, text_form
 from kvpersist.errors import EncodeError
 
@@ -47,17 +47,17 @@ _EXACT: Final = Context(
 
 def encode_str(encoder: Encoder, value: str) -> object:
     """Return a str as it is, unless there are lone surrogates in it."""
-    return encoder.tagged(STR, value) if has_surrogates(value) else value
+    return _of_str(encoder, value) if has_surrogates(value) else value
 
 
 def encode_int(encoder: Encoder, value: int) -> object:
     """Return an int as it is, unless it takes more than 64 bits."""
-    return value if _MIN_INT <= value <= _MAX_INT else encoder.tagged(INT, value)
+    return value if _MIN_INT <= value <= _MAX_INT else _of_int(encoder, value)
 
 
 def encode_float(encoder: Encoder, value: float) -> object:
     """Return a float as it is, unless it is infinite or not a number."""
-    return value if isfinite(value) else encoder.tagged(FLOAT, value)
+    return value if isfinite(value) else _of_float(encoder, value)
 
 
 def _escape(value: str) -> str:
@@ -139,6 +139,7 @@ def _bytes_value(payload: str) -> bytes:
 STR: Final = text_form("$str", _escape, _unescape)
 INT: Final = text_form("$int", _int_text, _int_value)
 FLOAT: Final = text_form("$float", _float_text, _float_value)
+_of_str, _of_int, _of_float = map(tagging, (STR, INT, FLOAT))
 
 FORMS: Final[dict[type, Form]] = {
     complex: Form("$complex", _complex_parts, _complex_value, (list,)),

@@ -22,9 +22,9 @@ from kvpersist.errors import EncodeError
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 
-def _is_offset(zone: tzinfo | None) -> bool:
+def _is_offset(zone: tzinfo) -> bool:
     """Whether the text of a time with this zone tells all about it."""
-    return zone is None or zone is timezone.utc or (type(zone) is timezone and _is_plain(zone))
+    return type(zone) is timezone and _is_plain(zone)
 
 
 def _is_plain(zone: timezone) -> bool:
@@ -35,10 +35,10 @@ def _is_plain(zone: timezone) -> bool:
 
 def _stored(value: Any, encoder: Encoder) -> object:
     """Return the payload of a datetime or time: ``text`` or ``[text, zone]`` or with a fold."""
-    if value.fold == 0 and _is_offset(value.tzinfo):
+    zone = value.tzinfo
+    if value.fold == 0 and (zone is None or zone is timezone.utc or _is_offset(zone)):
         return value.isoformat()
-    text = value.replace(tzinfo=None).isoformat()
-    stored = [text, encoder.value(value.tzinfo)]
+    stored = [value.replace(tzinfo=None).isoformat(), encoder.value(zone)]
     return [*stored, 1] if value.fold else stored
 
 

@@ -117,7 +117,7 @@ def test_any_bytes_are_read_or_refused(text: bytes) -> None:
         (b'{"$timezone":""}', "must be an offset"),
         (b'{"$posixpath":{"$tuple":[]}}', "must hold a str"),
         (b'{"$:Color":"GREEN"}', "cannot read $:Color"),
-        (b'{"$:Color":1}', "only flags are numbers"),
+        (b'{"$:Color":1}', "takes a string, not 1"),
         (b'{"$:Access":64}', "cannot read $:Access"),
         (b'{"$:Pair":{}}', "cannot read $:Pair"),
         (b'{"$:Cart":{"$base":[]}}', "must hold a dict"),

@@ -308,7 +308,7 @@ def test_a_name_that_json_has_no_word_for_is_refused() -> None:
 def test_a_stack_that_is_too_small_is_an_error_of_the_document() -> None:
     """Deep in the stack of a bot, a nested document is refused, not fatal."""
     limit = sys.getrecursionlimit()
-    value = _deep(190)
+    value = {"deep": _deep(190), "walked": ()}
     try:
         sys.setrecursionlimit(_stack_depth() + 60)
         with pytest.raises(EncodeError, match="too deep"):
