@@ -25,7 +25,7 @@ BATCH = 1_000
 class Django(Contender):
     """python-telegram-bot-django-persistence on SQLite, with a write-ahead log."""
 
-    name = "…-django-persistence"
+    name = "django-persistence"
 
     async def store(self, chats: Chats) -> None:
         await sync_to_async(self._store)(chats)

@@ -26,6 +26,7 @@ def plot(rows: list[Row], folder: Path) -> None:
         axes.plot(*zip(*sorted(set(points)), strict=True), style, marker="o", lw=width, label=name)
     axes.set(xscale="log", yscale="log", xlabel="stored chats of 0.8 KB", ylabel="× the limit")
     axes.set_title("Saving 100 chats that changed")
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
