@@ -335,13 +335,12 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         except EncodeError as error:
             handed.refused.append(error)
             return
-        is_here = document_id in documents
-        if is_dropped and not (
-            is_here and not self._kv.rows.is_empty(key, documents[document_id], kind)
-        ):
+        if is_dropped:
             handed.changes[key] = None
-        elif is_here:
-            self._encode(key, documents[document_id], kind, handed)
+        if document_id in documents:
+            document = documents[document_id]
+            if not (is_dropped and self._kv.rows.is_empty(key, document, kind)):
+                self._encode(key, document, kind, handed)
 
     def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> None:
         try:

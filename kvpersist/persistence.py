@@ -300,9 +300,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         took a step since. While a handler with ``block=False`` works it hands over the old state.
         When this returns the state is durable. Raises as `update_user_data`.
         """
-        row = self._conversation_row(name, key)
         handed = _HANDED_OVER.get()
         try:
+            row = self._conversation_row(name, key)
             text = None if new_state is None else self.rows.encode(row, new_state)
         except EncodeError as error:
             if handed is None:

@@ -113,6 +113,21 @@ async def test_documents_that_were_loaded_are_not_read_again(
     await persistence.flush()
 
 
+async def test_a_commit_of_the_bot_is_no_reason_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks while one is under way asks SQLite whose it is, and reads no row."""
+    store = SqliteStore(tmp_path / "bot.db")
+    persistence: KVPersistence[Any, Any, Any] = KVPersistence(store)
+    await persistence.get_chat_data()
+    assert store._opened is not None
+    file = store._opened.file
+    file.seen = b"as it was before", file.seen[1]
+    monkeypatch.setattr(SqliteStore, "read", None)
+    await persistence.refresh_chat_data(1, {})
+    await persistence.flush()
+
+
 async def test_without_a_wal_index_sqlite_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
