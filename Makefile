@@ -47,7 +47,7 @@ $(VENV)/bench-installed: $(VENV)/installed
 	$(PIP) install --group bench
 	touch $@
 
-## All benchmarks, side by side with the limit: a table, JSON and a plot in benchmarks/results.
+## All benchmarks, side by side: a table, and with BENCH empty the results and READMEs. BENCH=--quick: small.
 bench: $(VENV)/bench-installed
 	@$(BIN)/python benchmarks/run.py $(BENCH)
 

@@ -1,38 +1,31 @@
-"""Who takes part: kvpersist, PTB alone, the limit, PTB's own persistences, and peers."""
+"""Who takes part, and how each is set up: kvpersist, PTB's own persistences, PTB alone."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sqlite3
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import orjson
+from chats import Chats
+from ptb_alone import NEVER, NO_KEYBOARDS, Nothing, offline_bot
 from telegram.ext import (
     Application,
     ApplicationBuilder,
     BasePersistence,
     DictPersistence,
-    ExtBot,
-    PersistenceInput,
     PicklePersistence,
 )
-from telegram.request import BaseRequest
 
 from kvpersist import KVPersistence, application_builder
 
-NEVER = 1e6
-"""An update interval so long that PTB's background run does not disturb."""
+App: TypeAlias = Application[Any, Any, Any, Any, Any, Any]
+Persistence: TypeAlias = BasePersistence[Any, Any, Any]
 
-SCHEMA = """
-    CREATE TABLE documents (
-        key TEXT NOT NULL PRIMARY KEY,
-        value TEXT NOT NULL,
-        version INTEGER NOT NULL,
-        updated_at INTEGER NOT NULL
-    )
-"""
 PUT = """
     INSERT INTO documents (key, value, version, updated_at) VALUES (?, ?, 1, ?)
     ON CONFLICT (key) DO UPDATE
@@ -40,167 +33,210 @@ PUT = """
 """
 
 
-class Offline(BaseRequest):
-    """Telegram, as far as a bot that sends nothing notices."""
+class Contender:
+    """A persistence, set up as well as it can be, with a folder of its own.
 
-    @property
-    def read_timeout(self) -> float | None:
-        return None
-
-    async def initialize(self) -> None: ...
-
-    async def shutdown(self) -> None: ...
-
-    async def do_request(self, *_: Any, **__: Any) -> tuple[int, bytes]:
-        me = b'{"id":1,"is_bot":true,"first_name":"Bot","username":"bot"}'
-        return 200, b'{"ok":true,"result":%s}' % me
-
-
-class Nothing(BasePersistence[dict[Any, Any], dict[Any, Any], dict[Any, Any]]):
-    """PTB alone: a persistence that stores nothing."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(update_interval=NEVER, **options)
-
-    async def get_user_data(self) -> dict[int, Any]:
-        return {}
-
-    async def get_chat_data(self) -> dict[int, Any]:
-        return {}
-
-    async def get_bot_data(self) -> dict[Any, Any]:
-        return {}
-
-    async def get_callback_data(self) -> None:
-        return None
-
-    async def get_conversations(self, name: str) -> dict[Any, Any]:  # noqa: ARG002
-        return {}
-
-    async def update_user_data(self, user_id: int, data: Any) -> None: ...
-
-    async def update_chat_data(self, chat_id: int, data: Any) -> None: ...
-
-    async def update_bot_data(self, data: Any) -> None: ...
-
-    async def update_callback_data(self, data: Any) -> None: ...
-
-    async def update_conversation(self, name: str, key: Any, new_state: Any) -> None: ...
-
-    async def drop_user_data(self, user_id: int) -> None: ...
-
-    async def drop_chat_data(self, chat_id: int) -> None: ...
-
-    async def refresh_user_data(self, user_id: int, user_data: Any) -> None: ...
-
-    async def refresh_chat_data(self, chat_id: int, chat_data: Any) -> None: ...
-
-    async def refresh_bot_data(self, bot_data: Any) -> None: ...
-
-    async def flush(self) -> None: ...
-
-
-class Limit(Nothing):
-    """The limit: PTB, and one bare synchronous transaction of the same rows in the same table.
-
-    Nobody could run it: it blocks the event loop, notices nothing and checks nothing.
+    Attributes:
+        name: What it is called in the tables.
+        is_slow: Whether a cycle costs more, the more is stored: then it has two turns.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(store_data=PersistenceInput(callback_data=False))
-        self.connection = connect(path)
+    name: ClassVar[str]
+    is_slow: ClassVar[bool] = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    async def store(self, chats: Chats) -> None:
+        """Store these chats, in any way."""
+        raise NotImplementedError
+
+    def open(self) -> Persistence:
+        """Return the persistence for a bot, in this or another process, which finds them there."""
+        raise NotImplementedError
+
+    def builder(self) -> Any:
+        """Return the builder of an application with it."""
+        return ApplicationBuilder().persistence(self.open())
+
+    async def start(self, **bot: Any) -> App:
+        """Return a bot that has loaded what was stored."""
+        app: App = self.builder().bot(offline_bot(**bot)).job_queue(None).build()
+        await app.initialize()
+        return app
+
+    async def end(self) -> None:
+        """End what `store` has begun, when the bot is shut down."""
+
+
+class Alone(Contender):
+    """PTB alone."""
+
+    name = "PTB alone"
+
+    async def store(self, chats: Chats) -> None:
+        self._chats = chats
+
+    def open(self) -> Persistence:
+        return Nothing(self._chats)
+
+
+class LimitPersistence(Nothing):
+    """Keeps what PTB hands over until it is committed."""
+
+    def __init__(self, chats: Chats, connection: sqlite3.Connection) -> None:
+        super().__init__(chats)
+        self._connection = connection
         self._rows: list[tuple[str, str, int]] = []
 
     async def update_chat_data(self, chat_id: int, data: Any) -> None:
         self._rows.append((f"chat/{chat_id}", orjson.dumps(data).decode(), 0))
 
     def commit(self) -> None:
-        """Write what this run of PTB's handed over."""
+        """Write the rows in one bare transaction."""
         rows, self._rows = self._rows, []
-        self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.executemany(PUT, rows)
-        self.connection.execute("COMMIT")
+        put(self._connection, rows)
 
     async def flush(self) -> None:
-        self.connection.close()
+        self._connection.close()
+
+
+class LimitApplication(Application[Any, Any, Any, Any, Any, Any]):
+    """Commits what one run of PTB's handed over."""
+
+    persistence: LimitPersistence
+
+    async def update_persistence(self) -> None:
+        await super().update_persistence()
+        self.persistence.commit()
+
+
+class Limit(Alone):
+    """The limit: PTB, and one bare synchronous transaction of the same rows in the same table.
+
+    Nobody could run it: it blocks the event loop, notices nothing and checks nothing.
+    """
+
+    name = "the limit"
+
+    async def store(self, chats: Chats) -> None:
+        await super().store(chats)
+        await make_file(self.folder / "limit.db", chats)
+
+    def open(self) -> Persistence:
+        return LimitPersistence(self._chats, connect(self.folder / "limit.db"))
+
+    def builder(self) -> Any:
+        return super().builder().application_class(LimitApplication)
+
+
+class KVPersist(Contender):
+    """kvpersist with PTB's own builder, and so with plain dicts."""
+
+    name = "kvpersist, plain dicts"
+    options: ClassVar[dict[str, Any]] = {}
+
+    async def store(self, chats: Chats) -> None:
+        await make_file(self.folder / f"{self.name}.db", chats)
+
+    def open(self) -> KVPersistence[Any, Any, Any]:
+        return KVPersistence(
+            self.folder / f"{self.name}.db",
+            store_data=NO_KEYBOARDS,
+            update_interval=NEVER,
+            **self.options,
+        )
+
+
+class Documents(KVPersist):
+    """kvpersist with `application_builder`, and so with documents and write-through."""
+
+    name = "kvpersist, documents"
+
+    def builder(self) -> Any:
+        return application_builder(self.open())
+
+
+class Lazy(Documents):
+    """The same, reading a chat when it is used first."""
+
+    name = "kvpersist, lazy"
+    options: ClassVar[dict[str, Any]] = {"lazy": True, "max_documents": 10_000}
+
+
+class Pickle(Contender):
+    """PTB's own persistence in one file."""
+
+    name = "PicklePersistence"
+    is_slow = True
+    single_file: ClassVar[bool] = True
+
+    async def store(self, chats: Chats) -> None:
+        persistence = self.open()
+        persistence.set_bot(offline_bot())  # without it, each None would be taken for the bot
+        persistence.user_data, persistence.chat_data, persistence.bot_data = {}, chats, {}
+        persistence.conversations = {}
+        await persistence.flush()
+
+    def open(self) -> PicklePersistence[Any, Any, Any]:
+        return PicklePersistence(
+            self.folder / self.name,
+            store_data=NO_KEYBOARDS,
+            single_file=self.single_file,
+            update_interval=NEVER,
+        )
+
+
+class PickleFiles(Pickle):
+    """PTB's own persistence in one file a scope."""
+
+    name = "PicklePersistence, single_file=False"
+    single_file = False
+
+
+class Dict(Contender):
+    """PTB's persistence in memory, which writes no file; it reads one that a bot has written."""
+
+    name = "DictPersistence, in memory"
+
+    async def store(self, chats: Chats) -> None:
+        self._file.write_text(json.dumps(chats))
+
+    def open(self) -> Persistence:
+        return DictPersistence(
+            store_data=NO_KEYBOARDS, chat_data_json=self._file.read_text(), update_interval=NEVER
+        )
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "dict.json"
+
+
+async def make_file(path: Path, chats: Chats) -> None:
+    """Make a file of kvpersist that holds these chats."""
+    persistence: KVPersistence[Any, Any, Any] = KVPersistence(path)
+    await persistence.store.open()
+    await persistence.store.close()
+    rows = ((f"chat/{number}", orjson.dumps(chat).decode(), 0) for number, chat in chats.items())
+    await asyncio.to_thread(_fill, path, rows)
+
+
+def _fill(path: Path, rows: Iterable[tuple[str, str, int]]) -> None:
+    with closing(connect(path)) as connection:
+        put(connection, rows)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def put(connection: sqlite3.Connection, rows: Iterable[tuple[str, str, int]]) -> None:
+    """Write rows in one bare transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(PUT, rows)
+    connection.execute("COMMIT")
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a SQLite file with the same settings as kvpersist's."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    """Open a file of kvpersist with the same settings, for any thread."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(SCHEMA.replace("TABLE", "TABLE IF NOT EXISTS", 1))
     return connection
-
-
-def builder(
-    persistence: BasePersistence[Any, Any, Any],
-    *,
-    writes_through: bool = False,
-    arbitrary_callback_data: bool = False,
-) -> Any:
-    """Return PTB's builder, or kvpersist's, for a bot that never reaches Telegram."""
-    offline = Offline()
-    bot: ExtBot[None] = ExtBot(
-        "1:offline",
-        request=offline,
-        get_updates_request=offline,
-        arbitrary_callback_data=arbitrary_callback_data,
-    )
-    if writes_through and isinstance(persistence, KVPersistence):
-        made: Any = application_builder(persistence)
-    else:
-        made = ApplicationBuilder().persistence(persistence)
-    return made.bot(bot).job_queue(None)
-
-
-async def application(
-    persistence: BasePersistence[Any, Any, Any],
-    data: Mapping[int, Any] | None = None,
-    **options: Any,
-) -> Application[Any, Any, Any, Any, Any, Any]:
-    """Return an initialised application that holds, and has stored, this chat data."""
-    app: Application[Any, Any, Any, Any, Any, Any] = builder(persistence, **options).build()
-    await app.initialize()
-    await fill(app, data or {})
-    return app
-
-
-async def fill(app: Application[Any, Any, Any, Any, Any, Any], data: Mapping[int, Any]) -> None:
-    """Let an application have this chat data, and store it."""
-    for chat_id, value in data.items():
-        app.chat_data[chat_id].update(value)
-    if isinstance(app.persistence, PicklePersistence):
-        # What PTB would have after it had written the file once for each chat.
-        app.persistence.chat_data = deepcopy(dict(app.chat_data))
-    elif data:
-        app.mark_data_for_update_persistence(chat_ids=list(data))
-        await app.update_persistence()
-    if isinstance(app.persistence, Limit):
-        app.persistence.commit()
-
-
-def kvpersist_at(path: Path, **options: Any) -> KVPersistence[Any, Any, Any]:
-    """Return kvpersist as a user would have it, but for the callback data."""
-    return KVPersistence(
-        path,
-        store_data=PersistenceInput(callback_data=False),
-        update_interval=NEVER,
-        **options,
-    )
-
-
-def pickle_at(path: Path, *, single_file: bool = True) -> PicklePersistence[Any, Any, Any]:
-    """Return PTB's own persistence in a file, or in one file a scope."""
-    return PicklePersistence(
-        path,
-        store_data=PersistenceInput(callback_data=False),
-        single_file=single_file,
-        update_interval=NEVER,
-    )
-
-
-def dict_persistence() -> DictPersistence:
-    """Return PTB's persistence in memory, which a user would write to a file by hand."""
-    return DictPersistence(store_data=PersistenceInput(callback_data=False), update_interval=NEVER)

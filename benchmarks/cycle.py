@@ -1,4 +1,4 @@
-"""`update_persistence()`: 100 touched chats of 1,000, of 100,000 and of 1,000,000 stored."""
+"""`update_persistence()`: 100 touched chats of 1,000, of 10,000 and of 100,000 stored."""
 
 from __future__ import annotations
 
@@ -6,95 +6,70 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
-from contenders import (
-    Limit,
-    Nothing,
-    application,
-    dict_persistence,
-    kvpersist_at,
-    pickle_at,
-)
-from measure import Row, documents, folder, ratio, report, say, side_by_side, summary
-from telegram.ext import Application, BasePersistence, PersistenceInput
+from chats import chats
+from contenders import App, Documents, KVPersist, Limit
+from everybody import ALL, bots
+from measure import Turn, folder, ratios, side_by_side, size
+from row import Row, report
+from stall import many
 
-TOUCHED = 100
-App = Application[Any, Any, Any, Any, Any, Any]
+TOUCHED = size(100, 10)
+MOST = size(100_000, 100)
+"""With so many stored, the bots show how long they stall, too."""
+SLOW = frozenset(kind.name for kind in ALL if kind.is_slow)
 
 
-def persistences(path: Path, stored: int) -> dict[str, BasePersistence[Any, Any, Any]]:
-    """Return the contenders; the slow ones only where they end in this decade."""
-    contenders: dict[str, BasePersistence[Any, Any, Any]] = {
-        "PTB alone": Nothing(store_data=PersistenceInput(callback_data=False)),
-        "the limit": Limit(path / "limit.db"),
-        "kvpersist": kvpersist_at(path / "bot.db"),
-        "kvpersist, documents": kvpersist_at(path / "documents.db"),
-    }
-    if stored <= 1_000:
-        contenders["PicklePersistence"] = pickle_at(path / "bot.pickle")
-        contenders["PicklePersistence, single_file=False"] = pickle_at(
-            path / "bots.pickle", single_file=False
-        )
-        contenders["DictPersistence"] = dict_persistence()
-    return contenders
-
-
-def cycle(app: App) -> Callable[[int], Awaitable[float]]:
-    """Return a turn: change 100 chats, and let PTB hand them over."""
+def cycle(app: App, touched: int = TOUCHED) -> Turn:
+    """Return a turn: change some chats, and let PTB hand them over. Returns seconds for 100."""
     ids = list(app.chat_data)
     choose = random.Random(5)
-    mark = app.mark_data_for_update_persistence
 
     async def turn(number: int) -> float:
-        touched = choose.sample(ids, TOUCHED)
-        for chat_id in touched:
+        chosen = choose.sample(ids, touched)
+        for chat_id in chosen:
             app.chat_data[chat_id]["count"] = number + 1
         start = time.perf_counter()
-        mark(chat_ids=touched)
+        app.mark_data_for_update_persistence(chat_ids=chosen)
         await app.update_persistence()
-        if isinstance(app.persistence, Limit):
-            app.persistence.commit()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) * TOUCHED / touched
 
     return turn
 
 
-async def run(stored: int, rounds: int) -> list[Row]:
-    with folder() as path:
-        apps: dict[str, App] = {}
-        for name, persistence in persistences(path, stored).items():
-            say(f"  {name}: {stored:,} chats")
-            apps[name] = await application(
-                persistence, dict(documents(stored)), writes_through="documents" in name
-            )
-        seconds = await side_by_side(
-            {name: cycle(app) for name, app in apps.items()},
-            rounds,
-            [name for name in apps if name.startswith("Pickle")],
-        )
-        for app in apps.values():
-            await app.shutdown()
-    documents_figure = ratio(seconds, "kvpersist, documents", "the limit")
+async def cost(apps: dict[str, App], stored: int) -> list[Row]:
+    """Compare what 100 touched chats cost."""
+    # Each touched chat costs the slow ones as much as the one before: seconds, in the end.
+    touched = TOUCHED if stored <= 1_000 else 2
+    figures = await side_by_side(
+        {name: cycle(app, touched if name in SLOW else TOUCHED) for name, app in apps.items()},
+        size(30, 2),
+        SLOW,
+    )
+    found = ratios(figures, Limit.name)
+    work = f"`update_persistence()`, {TOUCHED} touched of {stored:,}"
     return [
+        Row(f"{work}, documents", found[Documents.name], "<= 0.8", "× the limit"),
         Row(
-            f"update_persistence(), 100 touched of {stored:,}, documents",
-            documents_figure,
-            "<= 0.8",
-            "x the limit",
-        ),
-        Row(
-            f"update_persistence(), 100 touched of {stored:,}, plain dicts",
-            ratio(seconds, "kvpersist", "the limit"),
+            f"{work}, plain dicts",
+            found[KVPersist.name],
             "<= 1.2",
-            "x the limit",
-            **summary(seconds),
+            "× the limit",
+            found,
+            note=f"PicklePersistence: {touched} touched" if touched < TOUCHED else "",
+            stored=stored,
         ),
     ]
 
 
+async def run(stored: int) -> list[Row]:
+    with folder() as path:
+        async with bots(ALL, path, chats(stored)) as apps:
+            rows = await cost(apps, stored)
+            if stored == MOST:
+                rows.append(await many(apps, SLOW))
+            return rows
+
+
 if __name__ == "__main__":
-    stored = int(sys.argv[1])
-    report(asyncio.run(run(stored, 60 if stored > 1_000 else 15)))
+    report(asyncio.run(run(int(sys.argv[1]))))

@@ -1,87 +1,38 @@
-"""How everything here is measured: side by side in one process, in alternating order, medians."""
+"""How everything here is measured: side by side in one process, in alternating order."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import resource
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "15"))
+from row import Spread, spread
+
+IS_QUICK = bool(os.environ.get("BENCH_QUICK"))
+"""Whether only to see that everything runs."""
+
+Turn: TypeAlias = Callable[[int], Awaitable[float]]
+"""Takes the number of the round; returns a figure, most often seconds."""
+Figures: TypeAlias = dict[str, dict[int, float]]
+"""What each contender reached, by round."""
+
+
+def size(full: int, quick: int) -> int:
+    """Return how many of something are measured."""
+    return quick if IS_QUICK else full
+
+
+ROUNDS = size(15, 2)
 """How often each contender has its turn."""
-
-RESULTS = Path(__file__).parent / "results"
-
-
-@dataclass
-class Row:
-    """One line of the table: what was done, what it cost, what the goal is.
-
-    Attributes:
-        work: What was done.
-        figure: The figure that has a goal; None for a line that only compares.
-        goal: The goal, with its comparison, for example ``<= 1.2``; empty if there is none.
-        unit: What the figure is, for example ``x the limit``.
-        times: Milliseconds of each contender: the median.
-        spread: Milliseconds of each contender: the quartiles.
-        note: What a reader must know.
-    """
-
-    work: str
-    figure: float | None = None
-    goal: str = ""
-    unit: str = ""
-    times: dict[str, float] = field(default_factory=dict)
-    spread: dict[str, tuple[float, float]] = field(default_factory=dict)
-    note: str = ""
-
-    @property
-    def is_reached(self) -> bool | None:
-        """Whether the figure is at the goal; None without a goal."""
-        if self.figure is None or not self.goal:
-            return None
-        comparison, _, limit = self.goal.partition(" ")
-        below = self.figure <= float(limit)
-        return below if comparison == "<=" else self.figure >= float(limit)
-
-    def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "is_reached": self.is_reached}
-
-
-def report(rows: list[Row]) -> None:
-    """Hand the rows to the program that started this one, as its last line."""
-    print("ROWS " + json.dumps([asdict(row) for row in rows]), flush=True)
-
-
-def documents(count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield chats of 0.8 KB each: ids and data."""
-    return ((1_000_000 + number, document(number)) for number in range(count))
-
-
-def document(number: int, messages: int = 8) -> dict[str, Any]:
-    """Return the data of one chat: 0.8 KB as JSON with 8 messages, 10 KB with 128."""
-    return {
-        "name": f"user {number}",
-        "messages": [
-            {"at": "2026-11-23T14:49:13+00:00", "text": f"this is message {at}", "n": at}
-            for at in range(messages)
-        ],
-        "count": 0,
-        "flags": [True, False, None],
-        "score": 1.5,
-        "about": "Somebody who likes to talk to bots, and about whom 0.8 KB are known.",
-    }
 
 
 @contextmanager
@@ -97,15 +48,14 @@ def folder() -> Iterator[Path]:
 
 
 async def side_by_side(
-    turns: Mapping[str, Callable[[int], Awaitable[float]]],
-    rounds: int = ROUNDS,
-    slow: Collection[str] = (),
-) -> dict[str, list[float]]:
-    """Let each contender have a turn a round, in alternating order; return the seconds of each.
+    turns: Mapping[str, Turn], rounds: int = ROUNDS, slow: Collection[str] = ()
+) -> Figures:
+    """Let each contender have a turn a round, in alternating order.
 
-    Those that are `slow` have two turns altogether.
+    The first round is for the caches and does not count. Those that are `slow` have two turns.
+    The collector of garbage leaves alone what there was before, for all of them.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    figures: Figures = {name: {} for name in turns}
     gc.collect()
     gc.freeze()
     try:
@@ -113,49 +63,35 @@ async def side_by_side(
             for name in list(turns)[:: 1 if number % 2 else -1]:
                 if name in slow and number not in {1, 2}:
                     continue
-                taken = await turns[name](number)
-                if number:  # the first round is for the caches
-                    seconds[name].append(taken)
+                figure = await turns[name](number)
+                if number:
+                    figures[name][number] = figure
     finally:
         gc.unfreeze()
-    return seconds
+    return figures
 
 
-def summary(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Return the `times` and `spread` of a row."""
-    return {
-        "times": {name: 1000 * statistics.median(taken) for name, taken in seconds.items()},
-        "spread": {name: _quartiles(taken) for name, taken in seconds.items()},
-    }
+def ratio(figures: Figures, one: str, other: str) -> Spread:
+    """Return how much more `one` took than `other`, over the rounds in which both had a turn.
 
-
-def ratio(seconds: Mapping[str, list[float]], one: str, other: str) -> float:
-    """Return how much longer `one` took than `other`: the median over the rounds.
-
-    Both had their turn in each round, one right after the other, so that what else the machine
-    did at that moment was the same for both.
+    Both had it in the same round, one soon after the other, so that what else the machine did at
+    that moment was the same for both.
     """
-    return statistics.median(
-        mine / theirs for mine, theirs in zip(seconds[one], seconds[other], strict=True)
-    )
+    mine, theirs = figures[one], figures[other]
+    return spread(mine[number] / theirs[number] for number in mine.keys() & theirs.keys())
 
 
-def _quartiles(taken: list[float]) -> tuple[float, float]:
-    if len(taken) < 2:
-        return 1000 * taken[0], 1000 * taken[0]
-    low, _, high = statistics.quantiles(taken, n=4)
-    return 1000 * low, 1000 * high
-
-
-@contextmanager
-def stopwatch() -> Iterator[Callable[[], float]]:
-    """Give what returns the seconds since the start."""
-    start = time.perf_counter()
-    yield lambda: time.perf_counter() - start
+def ratios(figures: Figures, other: str) -> dict[str, Spread]:
+    """Return `ratio` for each contender."""
+    return {name: ratio(figures, name, other) for name in figures}
 
 
 class Stalls:
-    """Looks how long the event loop does nothing but one thing: a timer that should be on time."""
+    """Looks how long the event loop does nothing but one thing.
+
+    Attributes:
+        longest: Seconds between two of its turns.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from copy import deepcopy
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import orjson
-from contenders import PUT, Nothing, application, connect, kvpersist_at
-from measure import Row, document, folder, ratio, report, side_by_side, summary
-from telegram import Chat, Message, Update, User
-from telegram.ext import Application, PersistenceInput, TypeHandler
+from chats import FIRST, Chats, chats, document, update
+from contenders import (
+    PUT,
+    Alone,
+    App,
+    Contender,
+    Documents,
+    Pickle,
+    PickleFiles,
+    connect,
+    make_file,
+)
+from everybody import EVERYBODY, bots
+from measure import Turn, folder, ratio, ratios, side_by_side, size
+from peers import Django, Mongo
+from ptb_alone import offline_bot
+from row import Row, report, spread
+from telegram import Update
+from telegram.ext import TypeHandler
 
-UPDATES = 200
+UPDATES = size(50, 10)
+"""So few at a time, and often, because a thread that is waited for feels what else runs."""
+ROUNDS = size(60, 2)
 CHATS = 50
-App = Application[Any, Any, Any, Any, Any, Any]
-Turn = Callable[[int], Awaitable[float]]
-_NOW = datetime.now(timezone.utc)
-
-
-def updates() -> list[Update]:
-    """Return messages of 50 chats."""
-    return [update(at, at % CHATS + 1) for at in range(UPDATES)]
-
-
-def update(number: int, chat_id: int) -> Update:
-    """Return a message."""
-    sender = User(chat_id, "P", is_bot=False)
-    return Update(number, Message(number, _NOW, Chat(chat_id, "private"), sender))
+AT_A_TIME = 64
+SMALLEST = "the smallest possible"
+CHANGES_NOTHING = "an update that changes nothing"
+SLOW = (Django.name, Mongo.name, Pickle.name, PickleFiles.name)
 
 
 async def change(_: Update, context: Any) -> None:
@@ -46,63 +52,69 @@ async def look(_: Update, context: Any) -> None:
     assert context.chat_data["count"] >= 0
 
 
-async def bot(path: Path | None, handle: Any) -> App:
-    """Return a bot that writes through, or one without persistence, and its 50 chats."""
-    stored = PersistenceInput(callback_data=False)
-    persistence: Any = Nothing(store_data=stored) if path is None else kvpersist_at(path)
-    data = {chat: document(chat) for chat in range(1, CHATS + 1)}
-    app = await application(persistence, data, writes_through=True)
+def received(count: int = UPDATES) -> list[Update]:
+    """Return messages of 50 chats."""
+    return [update(at, FIRST + at % CHATS) for at in range(count)]
+
+
+def through_the_queue(app: App, count: int = UPDATES) -> Turn:
+    """Return a turn: let PTB handle the updates in its queue."""
+    updates = received(count)
+
+    async def turn(_: int) -> float:
+        start = time.perf_counter()
+        for one in updates:
+            app.update_queue.put_nowait(one)
+        await app.update_queue.join()
+        return (time.perf_counter() - start) / count
+
+    return turn
+
+
+def saved_after_each(app: App) -> Turn:
+    """Return a turn: tell PTB to save after each update, as a bot must that loses none."""
+    updates = received()
+
+    async def turn(_: int) -> float:
+        start = time.perf_counter()
+        for one in updates:
+            await app.process_update(one)
+            await app.update_persistence()
+        return (time.perf_counter() - start) / UPDATES
+
+    return turn
+
+
+@asynccontextmanager
+async def running(
+    kind: type[Contender], folder: Path, data: Chats, handle: Any, at_a_time: int = 1
+) -> AsyncIterator[App]:
+    """Give a bot that takes updates from its queue."""
+    folder.mkdir()
+    contender = kind(folder)
+    await contender.store(data)
+    builder = contender.builder().bot(offline_bot()).job_queue(None)
+    app: App = builder.concurrent_updates(at_a_time).build()
     app.add_handler(TypeHandler(Update, handle))
-    return app
+    async with app:
+        await app.start()
+        yield app
+        await app.stop()
 
 
-def one_after_the_other(app: App) -> Turn:
-    """Return a turn: handle all updates, each when the one before is durable."""
-    received = updates()
-
-    async def turn(_: int) -> float:
-        start = time.perf_counter()
-        for update in received:
-            await app.process_update(update)
-        return (time.perf_counter() - start) / UPDATES
-
-    return turn
-
-
-def at_a_time(app: App, number: int) -> Turn:
-    """Return a turn: handle all updates, so many at a time."""
-    received = updates()
-
-    async def turn(_: int) -> float:
-        gate = asyncio.Semaphore(number)
-
-        async def handle(update: Update) -> None:
-            async with gate:
-                await app.process_update(update)
-
-        start = time.perf_counter()
-        await asyncio.gather(*map(handle, received))
-        return (time.perf_counter() - start) / UPDATES
-
-    return turn
-
-
-async def smallest(path: Path) -> tuple[Turn, aiosqlite.Connection]:
-    """Return a turn: the smallest possible, one hop and one transaction of one row an update.
+@asynccontextmanager
+async def smallest(path: Path, data: Chats) -> AsyncIterator[Turn]:
+    """Give a turn: the smallest possible, one hop and one transaction of one row an update.
 
     aiosqlite's thread, which is faster than an executor's, runs BEGIN, the row and COMMIT in one
     call. There is no bot in it.
     """
-    connect(path).close()
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = FULL")
-    thread = await aiosqlite.connect(":memory:")
-    hop: Any = thread._execute  # noqa: SLF001  exactly one hop
+    await make_file(path, data)
     text = orjson.dumps(document(1)).decode()
 
     def transaction(at: int) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(PUT, (f"chat/{at % CHATS}", text, at))
+        connection.execute(PUT, (f"chat/{FIRST + at % CHATS}", text, at))
         connection.execute("COMMIT")
 
     async def turn(_: int) -> float:
@@ -111,71 +123,118 @@ async def smallest(path: Path) -> tuple[Turn, aiosqlite.Connection]:
             await hop(transaction, at)
         return (time.perf_counter() - start) / UPDATES
 
-    return turn, thread
+    async with aiosqlite.connect(":memory:") as thread:
+        hop: Any = thread._execute  # noqa: SLF001  exactly one hop
+        with closing(connect(path)) as connection:
+            yield turn
 
 
-async def run() -> list[Row]:
+async def copies(_: int) -> float:
+    """Copy what an update may change: the chat, the user and the bot's own."""
+    data: list[dict[str, Any]] = [document(1), {}, {}]
+    start = time.perf_counter()
+    for _ in range(UPDATES):
+        for one in data:
+            deepcopy(one)
+    return (time.perf_counter() - start) / UPDATES
+
+
+async def updates_a_second() -> list[Row]:
+    """Compare how many updates a second are handled and durable."""
+    data = chats(CHATS)
+    others = [kind for kind in EVERYBODY if not issubclass(kind, Documents)]
     with folder() as path:
-        writing, reading, bare = (
-            await bot(path / "bot.db", change),
-            await bot(path / "read.db", look),
-            await bot(None, look),
-        )
-        hop, thread = await smallest(path / "smallest.db")
-        bare_turn = one_after_the_other(bare)
-        data: list[dict[str, Any]] = [document(1), {}, {}]
-
-        async def copies(_: int) -> float:
-            start = time.perf_counter()
-            for _ in range(UPDATES):
-                for one in data:
-                    deepcopy(one)
-            return (time.perf_counter() - start) / UPDATES
-
-        seconds = await side_by_side(
-            {
-                "the smallest possible": hop,
-                "kvpersist": one_after_the_other(writing),
-                "kvpersist, 64 at a time": at_a_time(writing, 64),
-                "kvpersist, reading": one_after_the_other(reading),
-                "PTB alone": bare_turn,
-                "deepcopy of the documents": copies,
+        async with (
+            smallest(path / "smallest.db", data) as hop,
+            running(Documents, path / "one", data, change) as one,
+            running(Alone, path / "alone", data, change) as alone,
+            running(Documents, path / "many", data, change, AT_A_TIME) as many,
+            bots(others, path, data) as apps,
+        ):
+            for app in apps.values():
+                app.add_handler(TypeHandler(Update, change))
+            turns = {
+                SMALLEST: hop,
+                "PTB's queue": through_the_queue(alone),
+                Documents.name: through_the_queue(one),
+                "64 at a time": through_the_queue(many, 3 * AT_A_TIME),
+                **{name: saved_after_each(app) for name, app in apps.items()},
             }
-        )
-        await thread.close()
-        for app in (writing, reading, bare):
-            await app.shutdown()
-    smallest_possible = [
-        one + other
-        for one, other in zip(seconds["the smallest possible"], seconds["PTB alone"], strict=True)
-    ]
-    seconds["hop + PTB"] = smallest_possible
-    extra = [
-        one - other
-        for one, other in zip(seconds["kvpersist, reading"], seconds["PTB alone"], strict=True)
-    ]
-    seconds["reading - PTB"] = extra
+            figures = await side_by_side(turns, ROUNDS, SLOW)
+    figures[SMALLEST] = {
+        number: took + figures["PTB's queue"][number] for number, took in figures[SMALLEST].items()
+    }
+    per_second = {
+        name: {number: 1 / took for number, took in figures[name].items()}
+        for name in (SMALLEST, Documents.name, *apps)
+    }
+    found = ratios(per_second, SMALLEST)
     return [
         Row(
             "write-through after every update, one after the other",
-            ratio(seconds, "hop + PTB", "kvpersist"),
+            found[Documents.name],
             ">= 0.8",
-            "x the updates/s of the smallest possible",
-            **summary(seconds),
+            "× the updates/s of the smallest possible",
+            found,
+            note="the others save after each update",
         ),
         Row(
-            "the same, 64 at a time",
-            ratio(seconds, "kvpersist", "kvpersist, 64 at a time"),
+            "the same, `concurrent_updates=64`",
+            ratio(figures, Documents.name, "64 at a time"),
             ">= 5",
-            "x the updates/s one after the other",
-        ),
-        Row(
-            "an update that changes nothing",
-            ratio(seconds, "reading - PTB", "deepcopy of the documents"),
-            "<= 1",
-            "x copy.deepcopy of its documents",
+            "× the updates/s one after the other",
         ),
     ]
+
+
+def count_calls(app: App) -> list[str]:
+    """Return what will name each call of the store's that reads or writes."""
+    store = app.persistence.store  # type: ignore[union-attr]
+    calls: list[str] = []
+
+    def counted(name: str, method: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return method(*arguments)
+
+        return call
+
+    for name in ("read", "scan", "apply"):
+        setattr(store, name, counted(name, getattr(store, name)))
+    return calls
+
+
+async def changes_nothing() -> list[Row]:
+    """Compare an update that changes nothing with a deep copy of what it might have changed."""
+    data = chats(CHATS)
+    with folder() as path:
+        async with (
+            running(Documents, path / "kvpersist", data, look) as app,
+            running(Alone, path / "alone", data, look) as alone,
+        ):
+            turn = through_the_queue(app)
+            turns = {Documents.name: turn, Alone.name: through_the_queue(alone), "copies": copies}
+            figures = await side_by_side(turns, ROUNDS)
+            calls = count_calls(app)
+            await turn(0)
+    figures["more than PTB"] = {
+        number: took - figures[Alone.name][number]
+        for number, took in figures[Documents.name].items()
+    }
+    statements = float(len(calls))
+    return [
+        Row(
+            CHANGES_NOTHING,
+            ratio(figures, "more than PTB", "copies"),
+            "<= 1",
+            "× `copy.deepcopy` of its documents",
+        ),
+        Row(f"{CHANGES_NOTHING}: its statements", spread([statements]), "<= 0", ""),
+    ]
+
+
+async def run() -> list[Row]:
+    return await updates_a_second() + await changes_nothing()
 
 
 if __name__ == "__main__":
