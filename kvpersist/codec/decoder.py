@@ -149,8 +149,6 @@ class Decoder:
             return self.payload(form, payload)
         try:
             return form.from_text(payload)
-        except (RecursionError, MemoryError):
-            raise
         except Exception as error:
             raise _unreadable(form, payload, error) from error
 
