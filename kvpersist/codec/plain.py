@@ -42,6 +42,8 @@ def plain_text(value: object, levels: int) -> bytes | None:
         items = value
     else:
         return None
+    if not items:
+        return b"{}" if type(value) is dict else b"[]"
     if not _ALL.issuperset(map(type, items)):
         return None
     try:
