@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from bots import App, query_update
-from codec_samples import TYPES, VALUES, Color, Level, Mode, Money, Point, same
+from codec_samples import TYPES, VALUES, Color, Level, Mode, Point, register_money, same
 from handlers import END, conversation, step, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,12 +118,7 @@ class AllTypes(SqliteStorage):
         context_types: ContextTypes[Any, Any, Any, Any] | None = None,
     ) -> KVPersistence[Any, Any, Any]:
         persistence = super().persistence(store_data=store_data, context_types=context_types)
-        persistence.codec.register(
-            Money,
-            "money",
-            encode=lambda money: (money.amount, money.currency),
-            decode=lambda pair: Money(*pair),
-        )
+        register_money(persistence.codec)
         return persistence
 
 

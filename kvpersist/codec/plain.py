@@ -16,9 +16,8 @@ from typing import Any, Final
 import orjson
 
 _DOLLAR: Final = ord("$")
-_ATOMS: Final = frozenset({str, int, bool, type(None)})
 _CONTAINERS: Final = frozenset({dict, list})
-_ALL: Final = _ATOMS | _CONTAINERS | {float}
+_ALL: Final = frozenset({str, int, float, bool, type(None)}) | _CONTAINERS
 _HIDES: Final = sys.version_info >= (3, 13)
 """Whether nothing is shown of a dict that is the ``__dict__`` of an object."""
 _STRICT: Final = (
