@@ -44,7 +44,15 @@ def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
 
     Every option of the builder can be used; a class that is given to ``application_class`` must
     derive from `WriteThroughApplication`.
+
+    Raises:
+        ConfigurationError: `persistence` is none of kvpersist's.
     """
+    if not isinstance(persistence, KVPersistence):
+        raise ConfigurationError(
+            f"application_builder takes a KVPersistence, such as KVPersistence('bot.db'), not "
+            f"{persistence!r}"
+        )
     return (
         ApplicationBuilder()
         .application_class(WriteThroughApplication)
@@ -80,6 +88,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._writing: set[asyncio.Task[None]] = set()
         self._background: asyncio.Task[None] | None = None
         self._told: dict[str, str] = {}
+        self._told_outage: dict[str, object] = {}
         self._kinds: dict[Scope, type] = {}
         if self._kv.store_data.chat_data:
             self._kinds["chat"] = self.context_types.chat_data
@@ -185,12 +194,11 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         A job is not known to the application before this.
         """
         run = self._run()
-        if run is None or run.task is not (task := asyncio.current_task()):
+        if run is None or not run.is_here():
             run = Run(self, (), self._lazy)
-            run.task = task = asyncio.current_task()
             RUN.set(run)
-            if task is not None:
-                task.add_done_callback(run.release)
+            if (task := asyncio.current_task()) is not None:
+                run.belong_to(task)
         if name is not None:
             run.own.setdefault(name, False)
             run.names.setdefault(name, False)
@@ -220,11 +228,11 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         run.is_passed_on = is_passed_on
         token = RUN.set(run)
         try:
-            run.task = super().create_task(coroutine, update, name=name)
+            task = super().create_task(coroutine, update, name=name)
         finally:
             RUN.reset(token)
-        run.task.add_done_callback(run.release)
-        return run.task
+        run.belong_to(task)
+        return task
 
     def drop_chat_data(self, chat_id: int) -> None:
         """Delete the data of a chat, here and, when the update ends, in the store."""
@@ -293,7 +301,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             # That of a conversation which has timed out is not known to PTB's `Job`.
             names |= dict.fromkeys(used_by(getattr(job.data, "update", None)), False)
         run = self._run()
-        if run is None or run.task is not asyncio.current_task():
+        if run is None or not run.is_here():
             self._note_due(names)
         elif run.is_update:
             self._note(names)
@@ -363,21 +371,34 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._kv.keyboards.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
             self._kv.keyboards.hand_over(handed, cache.persistence_data)
-        await self._commit(handed)
+        await self._commit(handed, others=due)
 
-    async def _commit(self, handed: HandedOver) -> None:
+    async def _commit(self, handed: HandedOver, *, others: bool) -> None:
         """Write rows, and tell the error handlers of those that cannot be stored, or written."""
         changes, handed.changes = handed.changes, {}
         refused, handed.refused = handed.refused, []
+        if self._told:
+            for key in changes:
+                self._told.pop(key, None)
         try:
-            await self._kv.rows.commits.write_all(changes)
+            await self._kv.rows.commits.write_all(changes, others=others)
         except WriteError as error:
-            await self.process_error(None, error)
+            await self._tell_of_outage(error)
         for refusal in refused:
             # But not after each update that the document is used in.
             if self._told.get(refusal.key) != str(refusal):
                 self._told[refusal.key] = str(refusal)
                 await self.process_error(None, refusal)
+
+    async def _tell_of_outage(self, error: WriteError) -> None:
+        """Tell of rows that the store refuses, but once: error handlers may change documents."""
+        refusal = self._kv.rows.commits.refusal
+        told = {key: why for key, why in self._told_outage.items() if refusal(key) is why}
+        self._told_outage = told | {
+            key: why for key in error.keys if (why := refusal(key)) is not None
+        }
+        if not told.keys() >= {*error.keys}:
+            await self.process_error(None, error)
 
     async def _hand_in_documents(self, run: Run | None, handed: HandedOver, *, due: bool) -> None:
         """Put the rows of the documents that were used into `handed`; of many, write the first.
@@ -397,7 +418,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 name, is_dropped = source.popitem()
                 self._encode_named(name, handed, is_dropped=is_dropped)
                 if time.monotonic() - start > _SLICE:
-                    await self._commit(handed)
+                    await self._commit(handed, others=due)
                     await asyncio.sleep(0)  # which a commit of nothing does not
                     start = time.monotonic()
         except asyncio.CancelledError:
@@ -424,14 +445,14 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
     def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> None:
         try:
             handed.changes[key] = self._kv.rows.encode_document(key, document, kind)
-            self._told.pop(key, None)
         except EncodeError as error:
             handed.refused.append(error)
 
     def _cache(self) -> Any:
         """Return PTB's cache of callback data, if it is to be kept."""
-        cache = cast("ExtBot[Any]", self.bot).callback_data_cache
-        return cache if self._kv.store_data.callback_data else None
+        if not self._kv.store_data.callback_data:
+            return None  # PTB takes any `Bot` then
+        return cast("ExtBot[Any]", self.bot).callback_data_cache
 
 
 def _ids(ids: int | Collection[int] | None) -> Collection[int]:

@@ -50,7 +50,7 @@ class GroupCommit:
         self._store = store
         self._pending: Changes = {}
         self._in_flight: Changes = {}
-        self._refused: dict[str, None] = {}  # an ordered set
+        self._refused: Refused = {}  # with the first error of each, those refused last at the end
         self._known: dict[str, tuple[int, ...]] = {}
         self._in_use = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,34 +129,43 @@ class GroupCommit:
             if key in refused:
                 raise _write_error([key], refused)
 
-    async def write_all(self, changes: Mapping[str, bytes | None]) -> None:
-        """Write rows as `write` does, and wait for all that was handed in before, by whomever.
+    async def write_all(self, changes: Mapping[str, bytes | None], *, others: bool = False) -> None:
+        """Write rows as `write` does, and wait for what is on its way to them already.
 
         Nobody else is given time to join: a commit that can begin at once is made here, without the
-        way through the event loop that a task of its own would take.
+        way through the event loop that a task of its own would take. What the store refused before,
+        and is given again, is left to the next try.
+
+        Args:
+            changes: The rows.
+            others: Whether to wait for all that was handed in before, by whomever.
 
         Raises:
             WriteError: The store refused some of `changes`. They are kept and will be tried again.
         """
         self._move_to_running_loop()
-        changed = {}
-        for key, text in changes.items():
-            if key in self._in_flight and key not in self._pending:
-                is_news = self._in_flight[key] != text
-            else:
-                is_news = self._is_news(key, text)
-            if is_news:
-                changed[key] = text
+        left = {key for key in self._refused if self._is_left(key, changes)}
+        changed = {
+            key: text
+            for key, text in changes.items()
+            if key not in left and not self._is_in_flight(key, text) and self._is_news(key, text)
+        }
         self._pending.update(changed)
+        refused: Refused = {}
         if changed:
             self._in_use = True
             refused = await self._commit_here()
-        elif self._next_commit or self._in_flight:
-            refused = await self._join(self._next_commit or self._this_commit)
-        else:
-            return
+        elif self._next_commit and (others or _share_a_key(self._pending, changes)):
+            refused = await self._join(self._next_commit)
+        elif self._in_flight and (others or _share_a_key(self._in_flight, changes)):
+            refused = await self._join(self._this_commit)
+        refused = {key: self._refused[key] for key in left if key in self._refused} | refused
         if keys := refused.keys() & changes.keys():
             raise _write_error(keys, refused)
+
+    def refusal(self, key: str) -> object:
+        """Return why the store refused a row that is kept: the first error; None if it did not."""
+        return self._refused.get(key)
 
     def _is_news(self, key: str, text: bytes | None) -> bool:
         return (
@@ -164,6 +173,16 @@ class GroupCommit:
             or key in self._pending
             or key in self._in_flight
             or _fingerprint(text) not in self._known.get(key, ())
+        )
+
+    def _is_in_flight(self, key: str, text: bytes | None) -> bool:
+        """Whether a row is being written as it is to be."""
+        return key not in self._pending and self._in_flight.get(key, b"") == text
+
+    def _is_left(self, key: str, changes: Mapping[str, bytes | None]) -> bool:
+        """Whether a row was refused as it is in `changes`, and nobody is to try again just now."""
+        return (
+            not self._next_commit and key in changes and self._pending.get(key, b"") == changes[key]
         )
 
     def _put(self, changed: Changes) -> Waiter:
@@ -300,7 +319,9 @@ class GroupCommit:
         """
         before = [key for key in self._refused if key in self._pending]
         refused = await self._commit([key for key in self._pending if key not in self._refused])
-        if before and not _is_unavailable(refused):
+        if _is_unavailable(refused):
+            refused |= dict.fromkeys(before, next(iter(refused.values())))
+        elif before:
             refused |= await self._commit(before)
         if len(refused) > 1 and not _is_unavailable(refused):
             refused = await self._commit_each([key for key in self._refused if key in refused])
@@ -331,8 +352,7 @@ class GroupCommit:
             await self._store.apply(self._in_flight)
         except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing may be lost
             for key in keys:  # those refused last are tried last
-                self._refused.pop(key, None)
-                self._refused[key] = None
+                self._refused[key] = self._refused.pop(key, error)
             self._keep_in_flight()
             return dict.fromkeys(keys, error)
         self._note_committed()
@@ -391,6 +411,10 @@ def _tell(waiters: Iterable[Waiter], refused: Refused) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(refused)
+
+
+def _share_a_key(some: Changes, others: Mapping[str, bytes | None]) -> bool:
+    return not some.keys().isdisjoint(others)
 
 
 def _fingerprint(text: bytes) -> int:

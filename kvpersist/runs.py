@@ -51,10 +51,22 @@ class Run:
             self._kept |= more
             self._keeping.enter_context(self._lazy.hold(more))
 
+    def belong_to(self, task: asyncio.Task[Any]) -> None:
+        """Be over when a task is done, at the latest."""
+        self.task = task
+        task.add_done_callback(self.release)
+
+    def is_here(self) -> bool:
+        """Whether the running code is that of the run itself, not of a task that was made in it."""
+        # A task that begins while it is made (`asyncio.eager_task_factory`) is not known yet.
+        return self.task is None or self.task is asyncio.current_task()
+
     def release(self, _: object = None) -> None:
         """Let documents leave memory again. The run is over."""
         self.is_over = True
         self._keeping.close()
+        if self.task is not None:
+            self.task.remove_done_callback(self.release)
 
 
 RUN: Final[ContextVar[Run | None]] = ContextVar("kvpersist_run", default=None)

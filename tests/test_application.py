@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from bots import NEVER, Telegram, text_update
-from handlers import ANY, conversation, remember, text
+from handlers import ANY, conversation, remember, step, text
 from stores import WatchedStore
+from telegram import Bot as PlainBot
 from telegram import Message, Update
 from telegram.ext import (
     Application,
@@ -369,6 +370,78 @@ async def test_a_store_that_refuses_is_told_to_the_error_handlers(store: Watched
         assert rows(store)["chat/1"] == b'{"said":["x","y"]}'
 
 
+@pytest.mark.parametrize("how", ["no-block", "task", "update_persistence"])
+async def test_an_error_handler_that_changes_data_is_told_once_of_an_outage(
+    store: WatchedStore, how: str
+) -> None:
+    """It would be told of its own change, for ever; it is told again of the next outage."""
+    told: list[object] = []
+
+    async def report() -> None:
+        bot.app.bot_data["reports"] = len(told)
+
+    async def note(_: object, context: Any) -> None:
+        told.append(context.error)
+        context.bot_data["errors"] = len(told)
+        if how == "task":
+            context.application.create_task(report())
+        if how == "update_persistence":
+            await context.application.update_persistence()
+
+    async with running(store, counting("count")) as bot:
+        bot.app.add_error_handler(note, block=how != "no-block")
+        for outage in (1, 2):
+            told.clear()
+            store.failure = WriteError("the disk is full")
+            await bot.say("/count")
+            await settle()
+            await bot.app.update_persistence()
+            await settle()
+            # That of the bot's data, which the first one made the error handler change.
+            assert 1 <= len(told) <= 2
+            tries = store.tries
+            await bot.app.update_persistence()
+            assert store.tries == tries
+            assert len(told) <= 2
+            store.failure = None
+            await bot.say("/count", 2)
+            assert rows(store)["chat/1"] == b'{"count":%d}' % outage
+        assert all(isinstance(error, WriteError) for error in bot.errors)
+        bot.errors.clear()
+
+
+async def test_what_was_mended_is_told_again_when_it_is_spoilt_again(store: WatchedStore) -> None:
+    """Of conversations too, which PTB hands over only when they take a step."""
+    spoilt = object()
+    states: Any = {0: [text(step(spoilt, "spoilt"), "bad")], spoilt: []}
+    handler: Any = ConversationHandler(
+        [CommandHandler("start", step(0, "started"))],
+        states,
+        [],
+        name="order",
+        persistent=True,
+        allow_reentry=True,
+    )
+    async with running(store, handler) as bot:
+        for _ in range(2):
+            await bot.say("/start")
+            await bot.say("bad")
+            assert isinstance(bot.errors.pop(), EncodeError)
+            assert bot.errors == []
+
+
+async def test_a_bot_of_the_plain_class_can_be_used(store: WatchedStore) -> None:
+    """`telegram.Bot` has no cache of callback data."""
+    telegram = Telegram()
+    plain = PlainBot("1:x", request=telegram, get_updates_request=telegram)
+    store_data = PersistenceInput(callback_data=False)
+    persistence = KVPersistence[Any, Any, Any](store, store_data=store_data, update_interval=NEVER)
+    async with application_builder(persistence).bot(plain).build() as app:
+        app.add_handler(text(remember))
+        await app.process_update(Update.de_json(text_update("x"), plain))
+        assert rows(store)["chat/1"] == b'{"said":["x"]}'
+
+
 class Stubborn(dict[str, Any]):
     """A class of a bot's that cannot be copied."""
 
@@ -627,6 +700,8 @@ async def test_a_shutdown_waits_for_what_is_being_written(store: WatchedStore) -
 
 def test_another_persistence_is_refused(store: WatchedStore) -> None:
     """What is built must be what was asked for."""
+    with pytest.raises(ConfigurationError, match="takes a KVPersistence"):
+        application_builder("bot.db")  # type: ignore[arg-type]
     telegram = Telegram()
     builder = application_builder(KVPersistence(store, update_interval=NEVER))
     builder = builder.token("1:x").request(telegram).get_updates_request(telegram)

@@ -23,9 +23,11 @@ async def commits(store: WatchedStore) -> GroupCommit:
     return GroupCommit(store)
 
 
-def begin(commits: GroupCommit, key: str, text: bytes | None = b"1") -> asyncio.Task[None]:
+def begin(
+    commits: GroupCommit, key: str, text: bytes | None = b"1", *, others: bool = False
+) -> asyncio.Task[None]:
     """Write a row in a task."""
-    return asyncio.create_task(commits.write_all({key: text}))
+    return asyncio.create_task(commits.write_all({key: text}, others=others))
 
 
 async def test_a_single_writer_needs_no_other_task(
@@ -57,19 +59,83 @@ async def test_those_that_come_meanwhile_share_the_next_commit(
 async def test_what_is_on_its_way_is_waited_for_and_not_written_again(
     store: WatchedStore, commits: GroupCommit
 ) -> None:
-    """Whoever hands in the same value, or nothing new, returns when it is durable."""
-    await commits.write_all({"chat/5": b"5"})
+    """Whoever hands in the same value returns when it is durable."""
     store.gate.clear()
-    writes = [begin(commits, "chat/1"), begin(commits, "chat/1"), begin(commits, "chat/5", b"5")]
+    writes = [begin(commits, "chat/1"), begin(commits, "chat/1")]
     await settle()
-    assert not any(write.done() for write in writes)
     writes.append(begin(commits, "chat/1", b"2"))
     writes.append(begin(commits, "chat/1"))
-    writes.append(begin(commits, "chat/5", b"5"))
+    writes.append(begin(commits, "chat/1"))
     await settle()
+    assert not any(write.done() for write in writes)
     store.gate.set()
     await asyncio.gather(*writes)
-    assert store.commits == [{"chat/5": b"5"}, {"chat/1": b"1"}, {"chat/1": b"1"}]
+    assert store.commits == [{"chat/1": b"1"}, {"chat/1": b"1"}]
+
+
+async def test_nobody_waits_for_rows_of_others_unless_he_asks_to(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """Who has nothing new returns at once, or when all that was handed in before is durable."""
+    await commits.write_all({"chat/5": b"5"})
+    store.gate.clear()
+    first = begin(commits, "chat/1")
+    await settle()
+    await begin(commits, "chat/5", b"5")
+    waits = [begin(commits, "chat/5", b"5", others=True)]
+    second = begin(commits, "chat/2")
+    await settle()
+    await begin(commits, "chat/5", b"5")
+    waits.append(begin(commits, "chat/5", b"5", others=True))
+    await settle()
+    assert not any(wait.done() for wait in waits)
+    store.gate.set()
+    await waits[0]
+    assert first.done()
+    await waits[1]
+    assert second.done()
+    assert [*store.commits[-1]] == ["chat/2"]
+
+
+async def test_what_was_refused_is_left_to_the_next_try(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """Given again as it was it is refused without a try; something else is tried, and takes it."""
+    store.failure = FULL
+    for _ in range(3):
+        with pytest.raises(WriteError, match="the disk is full"):
+            await commits.write_all({"chat/1": b"1", "chat/2": None})
+    assert store.tries == 3  # both, and then each alone
+    refusal = commits.refusal("chat/1")
+    assert refusal is FULL
+    store.failure = WriteError("the disk is full again")
+    with pytest.raises(WriteError):
+        await commits.write_all({"chat/1": b"2"})
+    assert commits.refusal("chat/1") is refusal
+    store.failure = None
+    await commits.write_all({"chat/1": b"2", "chat/3": b"3"})
+    assert rows(store) == {"chat/1": b"2", "chat/3": b"3"}
+    assert commits.refusal("chat/1") is None
+    await commits.close()
+
+
+async def test_what_was_refused_is_waited_for_while_it_is_tried_again(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """Also by those who come before that commit has begun."""
+    store.failure = FULL
+    with pytest.raises(WriteError):
+        await commits.write_all({"chat/1": b"1"})
+    store.failure = None
+    store.gate.clear()
+    writes = [begin(commits, "chat/3")]
+    await settle()
+    writes += [begin(commits, "chat/2"), begin(commits, "chat/1")]
+    await settle()
+    assert not any(write.done() for write in writes)
+    store.gate.set()
+    await asyncio.gather(*writes)
+    assert {*rows(store)} == {"chat/1", "chat/2", "chat/3"}
 
 
 async def test_everybody_is_told_of_his_own_rows_alone(

@@ -441,6 +441,20 @@ async def test_a_store_that_takes_nothing_is_not_asked_row_by_row(
     assert len(rows(store)) == 100
 
 
+async def test_nobody_is_told_that_a_row_is_durable_which_was_not_tried(
+    store: WatchedStore, commits: GroupCommit
+) -> None:
+    """A row that was refused before waits while others find the store away: its writer hears it."""
+    store.failure = LOCKED
+    with pytest.raises(WriteError):
+        await commits.write({"chat/1": b"1"})
+    writes = [commits.write({"chat/1": b"2"}), commits.write({"chat/2": b"1"})]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(result) for result in results] == [WriteError, WriteError]
+    await drain(store, commits)
+    assert rows(store) == {"chat/1": b"2", "chat/2": b"1"}
+
+
 async def test_a_commit_that_is_cancelled_before_it_begins_is_made_again(
     store: WatchedStore, commits: GroupCommit
 ) -> None:
