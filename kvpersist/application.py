@@ -154,7 +154,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             finally:
                 run.is_over = True
                 RUN.reset(token)
-            if run.has_news or (self._watched and self._watched.is_touched()):
+            if run.has_news or self._watched is not None:
                 await self._write_through(run)
         finally:
             run.release()
@@ -365,21 +365,24 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._has_news = False
         handed = HandedOver()
         if self._kv.has_conversations:
+            # One at a time, PTB sees to that: who finds nothing left finds it on its way.
             handed = await self._kv.handed_over(super().update_persistence)
         await self._hand_in_documents(run, handed, due=due)
         if self._watched is not None:
             self._kv.keyboards.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
             self._kv.keyboards.hand_over(handed, cache.persistence_data)
-        await self._commit(handed, others=due)
+        await self._commit(handed, due=due)
 
-    async def _commit(self, handed: HandedOver, *, others: bool) -> None:
+    async def _commit(self, handed: HandedOver, *, due: bool) -> None:
         """Write rows, and tell the error handlers of those that cannot be stored, or written."""
         changes, handed.changes = handed.changes, {}
         refused, handed.refused = handed.refused, []
         if self._told:
             for key in changes:
                 self._told.pop(key, None)
+        # Conversations and keyboards of this run may be on their way already, in another's hands.
+        others = due or self._kv.has_conversations or self._cache() is not None
         try:
             await self._kv.rows.commits.write_all(changes, others=others)
         except WriteError as error:
@@ -418,10 +421,10 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 name, is_dropped = source.popitem()
                 self._encode_named(name, handed, is_dropped=is_dropped)
                 if time.monotonic() - start > _SLICE:
-                    await self._commit(handed, others=due)
+                    await self._commit(handed, due=due)
                     await asyncio.sleep(0)  # which a commit of nothing does not
                     start = time.monotonic()
-        except asyncio.CancelledError:
+        except BaseException:
             add(self._due, names)
             raise
 

@@ -20,10 +20,6 @@ class Watched:
         self._keyboards = keyboards
         self._queries = queries
 
-    def is_touched(self) -> bool:
-        """Whether anything was touched."""
-        return bool(self._keyboards.touched or self._queries.touched)
-
     def take(self) -> tuple[dict[str, Shown | None], dict[str, str | None]]:
         """Return what was touched since this was called last: keyboards, and presses of buttons."""
         keyboards = {name: self.keyboard(name) for name in self._keyboards.touched}
