@@ -28,7 +28,7 @@ from telegram.ext import (
     TypeHandler,
     filters,
 )
-from through import counting, rows, running, settle, until
+from through import build, counting, rows, running, settle, until
 
 from kvpersist import (
     ConfigurationError,
@@ -688,14 +688,21 @@ async def test_an_id_that_cannot_be_one_is_told(store: WatchedStore) -> None:
 
 
 async def test_a_shutdown_waits_for_what_is_being_written(store: WatchedStore) -> None:
-    """No task is left that would open the store again."""
-    async with running(store, text(remember)) as bot:
-        store.gate.clear()
+    """And for error handlers that are told of it: nothing is left that would open the store again."""
+
+    async def note(_: object, context: Any) -> None:
+        for _turn in range(200):
+            await asyncio.sleep(0)
+        context.bot_data["told"] = True
+
+    bot = build(store)
+    bot.app.add_error_handler(note)
+    async with bot.app:
         bot.app.chat_data[5]["x"] = 1
-        bot.app.mark_data_for_update_persistence(chat_ids=5)
-        await store.entered.wait()
-        asyncio.get_running_loop().call_later(0.01, store.gate.set)
-    assert rows(store)["chat/5"] == b'{"x":1}'
+        bot.app.chat_data[6]["bad"] = object()
+        bot.app.mark_data_for_update_persistence(chat_ids=[5, 6])
+        await until(lambda: len(bot.errors) > 0)
+    assert rows(store) == {"chat/5": b'{"x":1}', "bot": b'{"told":true}'}
 
 
 def test_another_persistence_is_refused(store: WatchedStore) -> None:

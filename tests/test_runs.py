@@ -150,6 +150,41 @@ async def test_what_is_changed_after_a_run_of_another_is_written(store: WatchedS
         assert rows(store)["chat/7"] == b'{"step":2}'
 
 
+async def test_what_a_task_marks_while_its_update_is_written_is_written_too(
+    store: WatchedStore,
+) -> None:
+    """An update that is over writes nothing more; such a mark is nobody's, and written at once."""
+    go_on = asyncio.Event()
+
+    async def mark(app: Any) -> None:
+        await go_on.wait()
+        app.chat_data[7]["x"] = 1
+        app.mark_data_for_update_persistence(chat_ids=7)
+
+    tasks: list[asyncio.Task[None]] = []
+
+    async def begin(_: Update, context: Any) -> None:
+        tasks.append(asyncio.create_task(mark(context.application)))
+
+    async with running(store, CommandHandler("begin", begin)) as bot:
+        store.gate.clear()
+        update = asyncio.create_task(bot.say("/begin"))
+        await store.entered.wait()
+        go_on.set()
+        await asyncio.wait(tasks)
+        store.gate.set()
+        await update
+        await until(lambda: "chat/7" in rows(store))
+
+
+async def test_what_an_update_uses_is_looked_at_once(store: WatchedStore) -> None:
+    """Its data is refreshed before PTB does it, which then has nothing to refresh."""
+    async with running(store, text(remember), text(remember)) as bot:
+        reads = store.reads
+        await bot.say("x")
+        assert store.reads - reads == len(["bot", "chat", "user"])
+
+
 async def test_an_update_may_be_handled_inside_of_itself(store: WatchedStore) -> None:
     """What is changed before, in and after the inner handling is written."""
 
