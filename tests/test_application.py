@@ -688,7 +688,7 @@ async def test_an_id_that_cannot_be_one_is_told(store: WatchedStore) -> None:
 
 
 async def test_a_shutdown_waits_for_what_is_being_written(store: WatchedStore) -> None:
-    """And for error handlers that are told of it: nothing is left that would open the store again."""
+    """And for error handlers that hear of it: nothing is left that opens the store again."""
 
     async def note(_: object, context: Any) -> None:
         for _turn in range(200):
