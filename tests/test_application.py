@@ -133,15 +133,27 @@ async def test_an_update_waits_for_what_another_writes_on_its_behalf(store: Watc
         assert rows(store)["chat/1"] == b'{"said":["x","x"]}'
 
 
-async def test_a_concurrent_update_is_looked_at_once(store: WatchedStore) -> None:
+async def test_a_concurrent_update_is_looked_at_once(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PTB marks a concurrent update twice; the second time there is nothing left to write."""
+    encoded: list[str] = []
+    encode = Rows.encode_document
+
+    def count(rows: Rows, key: str, document: object, kind: type) -> bytes:
+        encoded.append(key)
+        return encode(rows, key, document, kind)
+
     async with running(store, text(remember), concurrent_updates=8) as bot:
-        update = Update.de_json(text_update("x"), bot.app.bot)
+        await bot.say("x")
+        monkeypatch.setattr(Rows, "encode_document", count)
+        update = Update.de_json(text_update("y"), bot.app.bot)
         await bot.app.update_queue.put(update)
-        await until(lambda: len(store.commits) > 0)
+        await until(lambda: len(store.commits) > 1)
         await settle()
-        assert len(store.commits) == 1
-        assert not any(task.get_name() == "kvpersist:write-through" for task in asyncio.all_tasks())
+        assert sorted(encoded) == ["bot", "chat/1", "user/1"]
+        monkeypatch.undo()
+    assert len(store.commits) == 2
 
 
 async def test_a_handler_that_raises_keeps_its_changes(store: WatchedStore) -> None:

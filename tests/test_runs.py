@@ -185,6 +185,39 @@ async def test_what_an_update_uses_is_looked_at_once(store: WatchedStore) -> Non
         assert store.reads - reads == len(["bot", "chat", "user"])
 
 
+async def test_a_handler_can_look_again_what_others_wrote(store: WatchedStore) -> None:
+    """`CallbackContext.refresh_data` is PTB's, and public."""
+
+    async def look(_: Update, context: Any) -> None:
+        rows(store)["chat/1"] = b'{"edited":true}'
+        await context.refresh_data()
+        assert context.chat_data == {"edited": True}
+
+    async with running(store, text(remember), CommandHandler("look", look)) as bot:
+        await bot.say("x")
+        await bot.say("/look")
+        assert rows(store)["chat/1"] == b'{"edited":true}'
+
+
+async def test_a_task_of_a_job_may_change_its_data(store: WatchedStore) -> None:
+    """Also after the job has ended."""
+    go_on = asyncio.Event()
+
+    async def change(context: Any) -> None:
+        await go_on.wait()
+        context.chat_data["later"] = True
+
+    async def tick(context: Any) -> None:
+        context.application.create_task(change(context))
+
+    async with running(store, jobs=True) as bot:
+        assert bot.app.job_queue is not None
+        await bot.app.job_queue.run_once(tick, when=3600, chat_id=5).run(bot.app)
+        await until(lambda: "chat/5" in rows(store))
+        go_on.set()
+        await until(lambda: rows(store)["chat/5"] == b'{"later":true}')
+
+
 async def test_an_update_may_be_handled_inside_of_itself(store: WatchedStore) -> None:
     """What is changed before, in and after the inner handling is written."""
 
