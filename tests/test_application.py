@@ -717,6 +717,30 @@ async def test_a_shutdown_waits_for_what_is_being_written(store: WatchedStore) -
     assert rows(store) == {"chat/5": b'{"x":1}', "bot": b'{"told":true}'}
 
 
+@pytest.mark.parametrize("lazy", [False, True], ids=["loaded", "lazy"])
+async def test_a_bot_that_does_not_run_leaves_the_store_alone(
+    store: WatchedStore, *, lazy: bool
+) -> None:
+    """Before it was initialised PTB handles nothing; after its shutdown others may have the file."""
+    bot = build(store, text(remember), lazy=lazy)
+    with pytest.raises(RuntimeError, match="initialized"):
+        await bot.say("x")
+    assert (store.reads, store.tries) == (0, 0)
+    async with bot.app:
+        await bot.app.start()
+        with pytest.raises(RuntimeError, match="still running"):
+            await bot.app.shutdown()
+        await bot.app.persistence.load("chat", 7)  # type: ignore[union-attr]
+        bot.app.chat_data[7]["x"] = 1
+        bot.app.mark_data_for_update_persistence(chat_ids=7)
+        await until(lambda: "chat/7" in rows(store))
+        await bot.app.stop()
+    tries = store.tries
+    bot.app.drop_chat_data(8)
+    await settle()
+    assert store.tries == tries
+
+
 def test_another_persistence_is_refused(store: WatchedStore) -> None:
     """What is built must be what was asked for."""
     with pytest.raises(ConfigurationError, match="takes a KVPersistence"):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from bots import text_update
-from handlers import ANY, remember, step, text
+from handlers import ANY, conversation, remember, step, text
 from stores import WatchedStore
 from telegram import Update
 from telegram.ext import CommandHandler, ConversationHandler, TypeHandler
@@ -130,7 +130,10 @@ async def test_an_update_is_durable_though_another_writes_much(
         assert seen == [{"chat/1", "chat/7"}]
 
 
-async def test_what_is_changed_after_a_run_of_another_is_written(store: WatchedStore) -> None:
+@pytest.mark.parametrize("who", ["another", "itself"])
+async def test_what_is_changed_after_it_was_written_is_written_again(
+    store: WatchedStore, who: str
+) -> None:
     """What an update has marked stays marked until that update ends."""
     saved = asyncio.Event()
 
@@ -138,6 +141,8 @@ async def test_what_is_changed_after_a_run_of_another_is_written(store: WatchedS
         other = context.application.chat_data[7]
         other["step"] = 1
         context.application.mark_data_for_update_persistence(chat_ids=7)
+        if who == "itself":
+            await context.application.update_persistence()
         await saved.wait()
         other["step"] = 2
 
@@ -148,6 +153,24 @@ async def test_what_is_changed_after_a_run_of_another_is_written(store: WatchedS
         saved.set()
         await update
         assert rows(store)["chat/7"] == b'{"step":2}'
+
+
+@pytest.mark.parametrize("turns", range(25))
+async def test_no_step_of_a_conversation_is_lost_with_a_cancelled_update(
+    store: WatchedStore, turns: int
+) -> None:
+    """PTB tells of a step once; whoever was told goes on, though nobody waits for it any more."""
+    order = conversation("order", 0, 1, 2)
+    async with running(store, order, text(remember)) as bot:
+        await bot.say("/start")
+        update = asyncio.create_task(bot.say("x"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        update.cancel()
+        await asyncio.wait([update])
+        await bot.save()
+        states = order._conversations
+        assert rows(store)["conversation/order/[1,1]"] == str(states[1, 1]).encode()
 
 
 async def test_what_a_task_marks_while_its_update_is_written_is_written_too(
