@@ -721,7 +721,7 @@ async def test_a_shutdown_waits_for_what_is_being_written(store: WatchedStore) -
 async def test_a_bot_that_does_not_run_leaves_the_store_alone(
     store: WatchedStore, *, lazy: bool
 ) -> None:
-    """Before it was initialised PTB handles nothing; after its shutdown others may have the file."""
+    """Before its start PTB handles nothing; after its shutdown others may have the file."""
     bot = build(store, text(remember), lazy=lazy)
     with pytest.raises(RuntimeError, match="initialized"):
         await bot.say("x")
