@@ -236,9 +236,9 @@ class Rows:
         """Whether a document is like a new one."""
         try:
             text = self.encode_document(key, document, kind)
+            return text == self.encode_document(key, kind(), kind)
         except EncodeError:
             return False
-        return text == self.encode_document(key, kind(), kind)
 
     def forget(self, key: str) -> None:
         """Note that memory does not hold this row any more."""
