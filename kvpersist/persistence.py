@@ -190,9 +190,11 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Await nothing between these lines: others that are used meanwhile may take its place.
 
         Raises:
+            ConfigurationError: There is no such scope.
             OpenError, ReadError: The store could not be read.
             DecodeError: A row cannot be read. Nothing was loaded.
         """
+        _check_scope(scope)
         if self.lazy is not None:
             wanted = (ids,) if isinstance(ids, int) else ids
             await self.lazy.load([(scope, document_id) for document_id in wanted])
@@ -200,11 +202,21 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
     async def documents(self, scope: keys.Scope) -> AsyncIterator[tuple[int, Any]]:
         """Yield the id and the data of all chats, or users, as they are stored, in any order.
 
-        Memory is not filled with them. Each is a copy: use `load` to change one.
+        Memory is not filled with them. Each is a copy: use `load` to change one. It works without
+        an application too; then `flush` closes the store at the end. ::
+
+            persistence = KVPersistence("bot.db")
+            async for chat_id, data in persistence.documents("chat"):
+                print(chat_id, data)
+            await persistence.flush()
+
+        Args:
+            scope: ``chat`` or ``user``.
 
         Raises:
-            OpenError, ReadError, DecodeError: As `load`.
+            ConfigurationError, OpenError, ReadError, DecodeError: As `load`.
         """
+        _check_scope(scope)
         types = self.context_types
         kind = types.chat_data if scope == "chat" else types.user_data
         async for key, document in self.rows.stream(f"{scope}/", kind):
@@ -418,3 +430,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 def _check(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(f"{name} must be a {kind.__name__}, not {value!r}")
+
+
+def _check_scope(scope: object) -> None:
+    if scope not in ("chat", "user"):
+        raise ConfigurationError(f'the scope must be "chat" or "user", not {scope!r}')
