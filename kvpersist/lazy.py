@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from kvpersist.errors import NotInMemoryError
+from kvpersist.errors import EncodeError, NotInMemoryError
 from kvpersist.keys import Name, Scope, document_key
 from kvpersist.rows import Rows
 
@@ -207,9 +207,14 @@ class Lazy:
                 raise NotInMemoryError(scope, document_id)
 
     def renew(self, scope: Scope, document_id: int) -> None:
-        """Have an empty document in memory in place of one that was dropped."""
+        """Have an empty document in memory in place of one that was dropped.
+
+        It stays until its row is removed, for that would be read in its place.
+        """
         if scope in self.tables:
-            self.tables[scope][document_id] = self._kinds[scope]()
+            with suppress(EncodeError):  # there is no such row; it is told when it is to be removed
+                self._rows.differ(document_key(scope, document_id))
+                self.tables[scope][document_id] = self._kinds[scope]()
 
     def clear(self) -> None:
         """Drop all documents: from now on others may write to the store."""

@@ -260,6 +260,11 @@ class Rows:
         except EncodeError:
             return False
 
+    def differ(self, key: str) -> None:
+        """Note that memory does not hold what the store may, until a write of ours is through."""
+        if self.commits.known(key) is None:
+            self.commits.remember(key)
+
     def forget(self, key: str) -> None:
         """Note that memory does not hold this row any more."""
         self.commits.forget(key)

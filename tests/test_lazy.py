@@ -354,6 +354,36 @@ async def test_a_dropped_document_is_empty_and_has_no_row(store: WatchedStore) -
         assert bot.app.chat_data[2] == {}
 
 
+async def test_a_dropped_document_stays_while_its_row_is_still_there(store: WatchedStore) -> None:
+    """Dropped while the store is busy, by no update, it would else be read from its old row."""
+    fill(store)
+    async with running(store, counting("count"), lazy=True, max_documents=1) as bot:
+        store.gate.clear()
+        bot.app.drop_chat_data(1)
+        await store.entered.wait()
+        bot.app.drop_chat_data(2)
+        updates = [asyncio.create_task(bot.say("/count", chat_id)) for chat_id in (3, 2)]
+        await settle()
+        store.gate.set()
+        await asyncio.gather(*updates)
+        await bot.app.update_persistence()
+    assert "chat/1" not in rows(store)
+    assert rows(store)["chat/2"] == b'{"count":1}'
+
+
+async def test_what_can_have_no_row_is_not_dropped(store: WatchedStore) -> None:
+    """The error handlers hear it, and the bot goes on."""
+    async with running(store, counting("count"), lazy=True, max_documents=1) as bot:
+        bot.app.drop_chat_data("x")  # type: ignore[arg-type]
+        for chat_id in (1, 2):
+            await bot.say("/count", chat_id)
+        assert chats(bot) == [2]
+        await settle()
+        (error,) = bot.errors
+        assert isinstance(error, EncodeError)
+        bot.errors.clear()
+
+
 async def test_data_moves_with_a_chat(store: WatchedStore) -> None:
     """Both messages that tell of the move have both chats loaded; others must ask for that."""
     fill(store)
