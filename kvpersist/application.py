@@ -107,6 +107,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._kinds,
             self._kv.max_documents,
             lambda names: self._note(dict.fromkeys(names, False)),
+            self._run,
         )
         if "chat" in self._kinds:
             self._chat_data = lazy.tables["chat"]  # type: ignore[assignment]

@@ -30,7 +30,7 @@ class KVPersistError(Exception):
 
 
 class ConfigurationError(KVPersistError, ValueError):
-    """An argument that cannot work; raised by constructors, before any file is touched."""
+    """An argument that cannot work; raised before any file is touched."""
 
 
 class NotInMemoryError(KVPersistError):
@@ -51,7 +51,8 @@ class NotInMemoryError(KVPersistError):
     def __str__(self) -> str:
         return (
             f"{self.scope}/{self.document_id} is not in memory; first "
-            f"`await application.persistence.load({self.scope!r}, {self.document_id})`"
+            f"`await application.persistence.load({self.scope!r}, {self.document_id})`, or look "
+            f"through all with `async for ... in application.persistence.documents({self.scope!r})`"
         )
 
 

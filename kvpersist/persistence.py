@@ -178,7 +178,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         await self.rows.open()
 
     async def load(self, scope: keys.Scope, ids: int | Collection[int]) -> None:
-        """Have the data of other chats or users in memory, if it is not there already.
+        """Have the data of other chats or users in memory, as it is stored now.
 
         With ``lazy=True`` what is not in memory cannot be used: ``application.user_data[7]`` raises
         `NotInMemoryError` as soon as anything is done with it. Otherwise this does nothing. ::
@@ -187,24 +187,45 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             context.application.user_data[7]["invited"] = True
             context.application.mark_data_for_update_persistence(user_ids=7)
 
-        Await nothing between these lines: others that are used meanwhile may take its place.
+        What a handler, a job, or a task of `Application.create_task` loads stays in memory until it
+        is done. Elsewhere, as in a task of `asyncio.create_task`, await nothing between these
+        lines: others that are used meanwhile may take its place.
+
+        All of `ids` are in memory when this returns, also if they are more than `max_documents`;
+        what is too many leaves as others are used. To look through all, use `documents`.
+
+        Args:
+            scope: ``chat`` or ``user``.
+            ids: Of which one, or which ones.
 
         Raises:
+            ConfigurationError: There is no such scope.
             OpenError, ReadError: The store could not be read.
-            DecodeError: A row cannot be read. Nothing was loaded.
+            DecodeError: A row cannot be read.
+            WriteError: One that PTB has nothing to do with is waiting, and cannot be written.
         """
+        _check_scope(scope)
         if self.lazy is not None:
-            wanted = (ids,) if isinstance(ids, int) else ids
-            await self.lazy.load([(scope, document_id) for document_id in wanted])
+            await self.lazy.load_many(scope, (ids,) if isinstance(ids, int) else tuple(ids))
 
     async def documents(self, scope: keys.Scope) -> AsyncIterator[tuple[int, Any]]:
         """Yield the id and the data of all chats, or users, as they are stored, in any order.
 
-        Memory is not filled with them. Each is a copy: use `load` to change one.
+        Memory is not filled with them. Each is a copy: use `load` to change one. It works without
+        an application too; then `flush` closes the store at the end. ::
+
+            persistence = KVPersistence("bot.db")
+            async for chat_id, data in persistence.documents("chat"):
+                print(chat_id, data)
+            await persistence.flush()
+
+        Args:
+            scope: ``chat`` or ``user``.
 
         Raises:
-            OpenError, ReadError, DecodeError: As `load`.
+            ConfigurationError, OpenError, ReadError, DecodeError: As `load`.
         """
+        _check_scope(scope)
         types = self.context_types
         kind = types.chat_data if scope == "chat" else types.user_data
         async for key, document in self.rows.stream(f"{scope}/", kind):
@@ -418,3 +439,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 def _check(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(f"{name} must be a {kind.__name__}, not {value!r}")
+
+
+def _check_scope(scope: object) -> None:
+    if scope not in ("chat", "user"):
+        raise ConfigurationError(f'the scope must be "chat" or "user", not {scope!r}')

@@ -131,21 +131,41 @@ class Rows:
             self._agree(key, others)
             return self._restore(key, rows[key], kind) if key in rows else None
 
-    async def load_some(self, kinds: Mapping[str, type]) -> dict[str, Any]:
-        """Return the documents of those of some keys that have a row; each key with its class.
+    async def load_some(
+        self, kinds: Mapping[str, type], is_wanted: Callable[[str], bool]
+    ) -> dict[str, Any]:
+        """Return the documents of some keys, a new one where there is no row; each with its class.
+
+        Left out is what memory has got from elsewhere while the store was read: keys that are not
+        wanted any more then, and rows that were written meanwhile, which are to be asked for again.
 
         Raises:
             OpenError, ReadError: The store could not be read.
             DecodeError: A row cannot be read.
+            WriteError: One is waiting to be written, and still cannot be.
         """
+        if any(map(self.commits.is_pending, kinds)):
+            await self.commits.flush()
+        known = {key: self.commits.known(key) for key in kinds}
         others = await self._look()
         texts = await self.commits.read(kinds)
-        documents: dict[str, Any] = {
-            key: self._restore(key, text, kinds[key]) for key, text in texts.items()
-        }
-        for key in kinds:
-            self._agree(key, others)
+        documents: dict[str, Any] = {}
+        # From here on nothing awaits, until the caller has them.
+        for key, kind in kinds.items():
+            if is_wanted(key) and not self._is_overtaken(key, known[key]):
+                documents[key] = self._restore_or_new(key, texts.get(key), kind)
+                self._agree(key, others)
         return documents
+
+    def _is_overtaken(self, key: str, known: object) -> bool:
+        """Whether a write of ours may be newer than what was read when this was `known`."""
+        return self.commits.is_pending(key) or self.commits.known(key) is not known
+
+    def _restore_or_new(self, key: str, text: bytes | None, kind: type[D]) -> D:
+        if text is not None:
+            return self._restore(key, text, kind)
+        self.commits.forget(key)
+        return kind()
 
     async def stream(self, prefix: str, kind: type[D]) -> AsyncIterator[tuple[str, D]]:
         """Yield all documents as they are stored, by key; memory does not keep them.
@@ -198,30 +218,30 @@ class Rows:
 
         Memory wins if it holds what the store does not.
         """
-        known = self.commits.known(key)
+        await self.refresh_some({key: document}, prefix, kind)
+
+    async def refresh_some(self, documents: Mapping[str, D], prefix: str, kind: type[D]) -> None:
+        """Refresh documents whose keys begin with `prefix`, reading once. As `refresh`."""
+        known = {key: self.commits.known(key) for key in documents}
         others = await self._look()
-        if self.is_current(key, prefix):
+        old = [key for key in documents if not self.is_current(key, prefix)]
+        if not old:
             return
-        text = (await self.commits.read([key])).get(key)
-        if self.commits.is_pending(key) or self.commits.known(key) is not known:
-            return  # a write of ours has overtaken the read
-        # From here on nothing awaits, so that no handler can change the document in between.
-        if known is not None if text is None else not self.commits.holds(key, text):
-            self._take_over(key, text, document, kind)
-        self._agree(key, others)
+        texts = await self.commits.read(old)
+        # From here on nothing awaits, so that no handler can change a document in between.
+        for key in old:
+            if self._is_overtaken(key, known[key]):
+                continue
+            text = texts.get(key)
+            if known[key] is not None if text is None else not self.commits.holds(key, text):
+                self._take_over(key, text, documents[key], kind)
+            self._agree(key, others)
 
     def _take_over(self, key: str, text: bytes | None, document: D, kind: type[D]) -> None:
         if self.is_changed(key, document, kind):
             _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
-        elif text is None:
-            become(document, kind())
-            self.commits.forget(key)
         else:
-            become(document, self._restore(key, text, kind))
-
-    def is_unsaved(self, key: str, document: object, kind: type) -> bool:
-        """Whether memory holds something that is not in the store, or was not when it was read."""
-        return self.commits.is_pending(key) or self.is_changed(key, document, kind)
+            become(document, self._restore_or_new(key, text, kind))
 
     def is_changed(self, key: str, document: object, kind: type) -> bool:
         """Whether memory holds something that the store, as far as is known, does not."""
@@ -236,9 +256,14 @@ class Rows:
         """Whether a document is like a new one."""
         try:
             text = self.encode_document(key, document, kind)
+            return text == self.encode_document(key, kind(), kind)
         except EncodeError:
             return False
-        return text == self.encode_document(key, kind(), kind)
+
+    def differ(self, key: str) -> None:
+        """Note that memory does not hold what the store may, until a write of ours is through."""
+        if self.commits.known(key) is None:
+            self.commits.remember(key)
 
     def forget(self, key: str) -> None:
         """Note that memory does not hold this row any more."""

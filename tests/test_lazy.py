@@ -243,7 +243,7 @@ async def test_all_documents_can_be_looked_through(store: WatchedStore, *, lazy:
 
 
 async def test_the_least_recently_used_leave_memory(store: WatchedStore) -> None:
-    """No more than `max_documents` stay; what left is read again, as it was written."""
+    """No more than `max_documents` stay, nor what was known of others; those are read again."""
     async with running(store, counting("count"), lazy=True, max_documents=2) as bot:
         for chat_id in (1, 2, 3, 1):
             await bot.say("/count", chat_id)
@@ -252,6 +252,9 @@ async def test_the_least_recently_used_leave_memory(store: WatchedStore) -> None
         await bot.say("/count", 2)
         assert chats(bot) == [3, 2]
         assert rows(store)["chat/1"] == b'{"count":2}'
+        commits = bot.app.persistence.rows.commits  # type: ignore[union-attr]
+        assert commits.known("chat/1") is None
+        assert commits.known("chat/2") is not None
 
 
 async def test_what_an_update_uses_stays_in_memory(store: WatchedStore) -> None:
@@ -268,7 +271,7 @@ async def test_what_an_update_uses_stays_in_memory(store: WatchedStore) -> None:
         await bot.say("/slow", 1)
         await bot.say("/count", 2)
         await bot.say("/count", 3)
-        assert 1 in chats(bot)
+        assert {*chats(bot)} == {1, 3}
         go_on.set()
         await until(lambda: b"slow" in rows(store)["chat/1"])
         await settle()
@@ -316,12 +319,13 @@ async def test_a_document_whose_write_was_refused_stays_in_memory(store: Watched
         store.failure = WriteError("the disk is full")
         await bot.say("/count", 1)
         await bot.say("/count", 2)
-        assert sorted(chats(bot)) == [1, 2]
+        assert bot.app.chat_data == {1: {"count": 11}, 2: {"count": 21}}
+        assert rows(store)["chat/1"] == b'{"count":10}'
         store.failure = None
         await bot.say("/count", 1)
         await bot.say("/count", 3)
+        assert chats(bot) == [3]
         bot.errors.clear()
-        await bot.say("/count", 3)
         assert rows(store)["chat/1"] == b'{"count":12}'
         assert rows(store)["chat/2"] == b'{"count":21}'
 
@@ -348,6 +352,36 @@ async def test_a_dropped_document_is_empty_and_has_no_row(store: WatchedStore) -
         await bot.say("/again", 3)
         await bot.app.persistence.load("chat", 2)  # type: ignore[union-attr]
         assert bot.app.chat_data[2] == {}
+
+
+async def test_a_dropped_document_stays_while_its_row_is_still_there(store: WatchedStore) -> None:
+    """Dropped while the store is busy, by no update, it would else be read from its old row."""
+    fill(store)
+    async with running(store, counting("count"), lazy=True, max_documents=1) as bot:
+        store.gate.clear()
+        bot.app.drop_chat_data(1)
+        await store.entered.wait()
+        bot.app.drop_chat_data(2)
+        updates = [asyncio.create_task(bot.say("/count", chat_id)) for chat_id in (3, 2)]
+        await settle()
+        store.gate.set()
+        await asyncio.gather(*updates)
+        await bot.app.update_persistence()
+    assert "chat/1" not in rows(store)
+    assert rows(store)["chat/2"] == b'{"count":1}'
+
+
+async def test_what_can_have_no_row_is_not_dropped(store: WatchedStore) -> None:
+    """The error handlers hear it, and the bot goes on."""
+    async with running(store, counting("count"), lazy=True, max_documents=1) as bot:
+        bot.app.drop_chat_data("x")  # type: ignore[arg-type]
+        for chat_id in (1, 2):
+            await bot.say("/count", chat_id)
+        assert chats(bot) == [2]
+        await settle()
+        (error,) = bot.errors
+        assert isinstance(error, EncodeError)
+        bot.errors.clear()
 
 
 async def test_data_moves_with_a_chat(store: WatchedStore) -> None:

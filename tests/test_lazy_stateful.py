@@ -105,7 +105,9 @@ class Life(RuleBasedStateMachine):
     @rule(chat_id=CHATS, other=CHATS, key=KEYS, value=VALUES)
     def change_another(self, chat_id: int, other: int, key: str, value: Any) -> None:
         """A handler loads another chat, sees what the model holds, and changes it."""
+        self.load_and_change(chat_id, other, key, value)
 
+    def load_and_change(self, chat_id: int, other: int, key: str, value: Any) -> None:
         async def act(context: Any) -> None:
             await context.application.persistence.load("chat", other)
             data = context.application.chat_data[other]
@@ -186,13 +188,16 @@ class Life(RuleBasedStateMachine):
         self.model.setdefault(chat_id, {})[key] = "job"
 
     @precondition(lambda self: self.store.failure is None)
-    @rule(chat_id=CHATS, key=KEYS)
-    def edit(self, chat_id: int, key: str) -> None:
-        """Another program writes a row; the next handler of that chat sees it."""
+    @rule(chat_id=CHATS, by=CHATS, key=KEYS)
+    def edit(self, chat_id: int, by: int, key: str) -> None:
+        """Another program writes a row; the next handler that loads it, or is of it, sees that."""
         self.run(self.bot.app.update_persistence())
         self.storage.write(f"chat/{chat_id}", json.dumps({key: "edited"}))
         self.model[chat_id] = {key: "edited"}
-        self.say(chat_id, self.nothing)
+        if by == chat_id:
+            self.say(chat_id, self.nothing)
+        else:
+            self.load_and_change(by, chat_id, "seen", 1)
 
     @rule()
     def refuse(self) -> None:
