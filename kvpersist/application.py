@@ -198,8 +198,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if run is None or not run.is_here():
             run = Run(self, (), self._lazy)
             RUN.set(run)
-            if (task := asyncio.current_task()) is not None:
-                run.belong_to(task)
+            run.belong_to(cast("asyncio.Task[Any]", asyncio.current_task()))
         if name is not None:
             run.own.setdefault(name, False)
             run.names.setdefault(name, False)

@@ -65,7 +65,7 @@ class Run:
         """Let documents leave memory again. The run is over."""
         self.is_over = True
         self._keeping.close()
-        if self.task is not None:
+        if self.task is not None:  # pragma: no branch  it is, in a task that began at once
             self.task.remove_done_callback(self.release)
 
 
