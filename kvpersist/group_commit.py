@@ -180,10 +180,8 @@ class GroupCommit:
         return key not in self._pending and self._in_flight.get(key, b"") == text
 
     def _is_left(self, key: str, changes: Mapping[str, bytes | None]) -> bool:
-        """Whether a row was refused as it is in `changes`, and nobody is to try again just now."""
-        return (
-            not self._next_commit and key in changes and self._pending.get(key, b"") == changes[key]
-        )
+        """Whether a row that was refused is given again as it was."""
+        return key in changes and self._pending.get(key, b"") == changes[key]
 
     def _put(self, changed: Changes) -> Waiter:
         self._in_use = True

@@ -6,13 +6,14 @@ import asyncio
 import gc
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from stores import WatchedStore
 from through import rows, settle
 
 from kvpersist import MemoryStore, WriteError
-from kvpersist.group_commit import GroupCommit
+from kvpersist.group_commit import FIRST_RETRY_DELAY, GroupCommit
 
 FULL = WriteError("the disk is full")
 
@@ -170,21 +171,32 @@ async def test_a_writer_that_is_cancelled_does_not_cancel_the_others(
     await settle()
     assert first.cancelled()
     store.gate.set()
-    await asyncio.gather(*others)
+    await settle()
+    assert all(other.done() for other in others)  # at once, not when it is time to try again
     assert store.commits == [{"chat/1": b"1", "chat/2": b"1"}]
     await commits.close()
 
 
 async def test_what_a_cancelled_writer_wrote_is_written_later(
-    store: WatchedStore, commits: GroupCommit
+    store: WatchedStore, commits: GroupCommit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits, so that it is tried again after a while, or by `flush`."""
+    timers: list[float] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def note(delay: float, callback: Any, *args: object) -> asyncio.TimerHandle:
+        timers.append(delay)
+        return call_later(delay, callback, *args)
+
+    monkeypatch.setattr(loop, "call_later", note)
     store.gate.clear()
     first = begin(commits, "chat/1")
     await store.entered.wait()
     first.cancel()
     await settle()
     assert commits.is_pending("chat/1")
+    assert timers == [FIRST_RETRY_DELAY]
     store.gate.set()
     await commits.close()
     assert rows(store) == {"chat/1": b"1"}

@@ -410,6 +410,23 @@ async def test_data_moves_with_a_chat(store: WatchedStore) -> None:
     }
 
 
+async def test_both_ids_of_a_chat_that_moves_stay_in_memory(store: WatchedStore) -> None:
+    """However few fit there, until the update ends."""
+    fill(store)
+
+    async def move(update: Update, context: Any) -> None:
+        await context.application.persistence.load("chat", 3)
+        context.application.migrate_chat_data(message=update.message)
+
+    handler = MessageHandler(filters.StatusUpdate.MIGRATE, move)
+    async with running(store, handler, ANY, lazy=True, max_documents=1) as bot:
+        await bot.receive(text_update("", chat_id=-2, migrate_from_chat_id=2))
+        for _ in range(3):
+            await bot.say("x", 1)
+        assert [*bot.app.chat_data] == [1]
+    assert rows(store)["chat/-2"] == b'{"count":20}'
+
+
 async def test_classes_of_the_bot_are_loaded_too(store: WatchedStore) -> None:
     """Objects have the same rule as dicts."""
 

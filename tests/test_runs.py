@@ -241,6 +241,41 @@ async def test_a_task_of_a_job_may_change_its_data(store: WatchedStore) -> None:
         await until(lambda: rows(store)["chat/5"] == b'{"later":true}')
 
 
+async def test_what_outlives_a_job_is_written(store: WatchedStore) -> None:
+    """What a task marks after the job that made it; and what another does after it has failed."""
+    go_on = asyncio.Event()
+
+    async def mark(app: Any) -> None:
+        await go_on.wait()
+        app.chat_data[7]["x"] = 1
+        app.mark_data_for_update_persistence(chat_ids=7)
+
+    async def fail_and_go_on(context: Any) -> None:
+        await context.application.process_error(None, ValueError("told by a task of its own"))
+        await go_on.wait()
+        await settle()
+        context.chat_data["later"] = True
+
+    tasks: list[asyncio.Task[None]] = []
+
+    async def tick(context: Any) -> None:
+        tasks.append(asyncio.create_task(mark(context.application)))
+        context.application.create_task(fail_and_go_on(context))
+
+    async def note(_: object, __: Any) -> None:
+        """Take note, in a task that PTB makes for it."""
+
+    async with running(store, jobs=True) as bot:
+        bot.app.add_error_handler(note, block=False)
+        assert bot.app.job_queue is not None
+        await bot.app.job_queue.run_once(tick, when=3600, chat_id=5).run(bot.app)
+        await until(lambda: "chat/5" in rows(store))
+        go_on.set()
+        await until(lambda: "chat/7" in rows(store))
+        await until(lambda: rows(store)["chat/5"] == b'{"later":true}')
+        bot.errors.clear()
+
+
 async def test_an_update_may_be_handled_inside_of_itself(store: WatchedStore) -> None:
     """What is changed before, in and after the inner handling is written."""
 
