@@ -249,11 +249,12 @@ class GroupCommit:
     async def _close_store(self) -> None:
         self._in_use = False
         self._cancel_retry()
-        # From now on the store is anybody's: what it held says nothing any more. A commit that goes
-        # on, or begins while the store is being closed, notes nothing that is true after it.
-        self._known = {}
-        await self._store.close()
-        self._known = {}
+        try:
+            await self._store.close()
+        finally:
+            # From now on the store is anybody's: what it held says nothing any more, nor does what
+            # a commit wrote that goes on, or began while the store was being closed.
+            self._known = {}
 
     def _move_to_running_loop(self) -> None:
         """Take over what a committer left that was cancelled, or an event loop that just ended.

@@ -322,8 +322,6 @@ class World:
         self.look()
 
     async def _live(self, end: str) -> None:
-        if end == "mended":
-            self.store.is_well = True
         self._actors = []
         for number in range(self.chance.randrange(1, 7)):
             self._actors.append(asyncio.create_task(self.act(), name=f"{next(self._numbers)}"))
@@ -334,6 +332,9 @@ class World:
         if end == "closed":
             await self.pause()
             await self.close()
+        if end == "mended":
+            await self.pause()
+            self.store.is_well = True
         await asyncio.wait(self._actors)
         if end == "mended":
             await self._end()
@@ -342,7 +343,7 @@ class World:
         """Check that what was refused is written by itself, and that nothing is left behind."""
         start = asyncio.get_running_loop().time()
         places = self.places()
-        await self.commits.write_all({}, others=True)
+        await self.commits.write_all({})
         await asyncio.sleep(_BOUND)
         assert asyncio.get_running_loop().time() - start < 2 * _BOUND
         if not self._was_closed and (self.commits._pending or self.commits._in_flight):
@@ -419,7 +420,14 @@ class SimulatedStore:
             self._opened += 1
 
     async def close(self) -> None:
-        await self._take_time()
+        try:
+            await self._take_time()
+        except CancelledError:  # which does not keep it from being closed
+            self._give_up()
+            raise
+        self._give_up()
+
+    def _give_up(self) -> None:
         self._settle()
         self._loop = None
 
