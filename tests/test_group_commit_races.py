@@ -139,6 +139,19 @@ async def test_what_a_commit_wrote_while_the_store_was_closed_is_not_known(
     assert rows(store) == {"chat/1": b"2"}
 
 
+async def test_what_was_known_is_forgotten_though_closing_is_cancelled(
+    store: SlowStore, commits: GroupCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store closes all the same, as the SQLite engine does."""
+    await commits.write({"chat/1": b"1"})
+    monkeypatch.setattr(store, "close", asyncio.Event().wait)
+    closing = asyncio.create_task(commits.close())
+    await settle()
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert not commits.holds("chat/1", b"1")
+
+
 async def test_whoever_waits_for_others_waits_for_what_a_cancelled_writer_left(
     store: SlowStore, commits: GroupCommit
 ) -> None:
