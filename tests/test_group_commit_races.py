@@ -267,3 +267,20 @@ def test_a_close_that_a_loop_left_does_not_close_the_store_of_the_next(
         loop = Loop()
         loop.run_until_complete(part())
         loop.close()
+
+
+async def test_whoever_waits_behind_a_cancelled_writer_does_not_wait_for_a_retry(
+    store: SlowStore, commits: GroupCommit
+) -> None:
+    """The next commit begins at once, however long the store was away before."""
+    store.gate.clear()
+    first = asyncio.create_task(commits.write_all({"chat/1": b"1"}))
+    await store.entered.wait()
+    second = asyncio.create_task(commits.write_all({"chat/2": b"2"}))
+    await settle()
+    first.cancel()
+    store.gate.set()
+    await settle()
+    assert second.done()
+    assert rows(store) == {"chat/1": b"1", "chat/2": b"2"}
+    await commits.close()
