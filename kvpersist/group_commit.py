@@ -10,7 +10,8 @@ import asyncio
 import logging
 import os
 from asyncio import CancelledError
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 from kvpersist.errors import OpenError, UnavailableError, WriteError
@@ -52,6 +53,7 @@ class GroupCommit:
         self._in_flight: Changes = {}
         self._refused: Refused = {}  # with the first error of each, those refused last at the end
         self._known: dict[str, tuple[int, ...]] = {}
+        self._noted: dict[object, Changes] = {}  # for each who is reading
         self._in_use = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._this_commit: list[Waiter] = []
@@ -84,12 +86,19 @@ class GroupCommit:
     async def read(self, keys: Collection[str]) -> dict[str, bytes]:
         """Return what the store has in these rows, which may be behind what is waiting.
 
+        It is never behind what `holds` says, whichever of the two was faster.
+
         Raises:
             OpenError, ReadError: The store's.
         """
         self._in_use = True
         await self._store.open()
-        return await self._store.read(keys)
+        with self._noting_commits() as noted:
+            found = await self._store.read(keys)
+        if not noted:
+            return found
+        newest = {key: noted.get(key, found.get(key)) for key in keys}
+        return {key: text for key, text in newest.items() if text is not None}
 
     async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
         """Write what is waiting, then yield all rows whose key begins with `prefix`, in pages.
@@ -103,8 +112,9 @@ class GroupCommit:
         if self._in_use:  # or nothing is known yet, or what other scans have found
             for key in [key for key in self._known if key.startswith(prefix)]:
                 self.forget(key)
-        async for page in self._store.scan(prefix):
-            yield page
+        with self._noting_commits() as noted:
+            async for page in self._store.scan(prefix):
+                yield _newest(page, noted) if noted else page
 
     async def write(self, changes: Mapping[str, bytes | None]) -> None:
         """Write rows; None removes one. When this returns they are durable.
@@ -152,13 +162,15 @@ class GroupCommit:
         }
         self._pending.update(changed)
         refused: Refused = {}
-        if changed:
+        if changed or (others and not self._pending.keys() <= self._refused.keys()):
             self._in_use = True
             refused = await self._commit_here()
         elif self._next_commit and (others or _share_a_key(self._pending, changes)):
             refused = await self._join(self._next_commit)
         elif self._in_flight and (others or _share_a_key(self._in_flight, changes)):
             refused = await self._join(self._this_commit)
+        while others and refused and _is_interrupted(refused):
+            refused = await self._commit_here()
         refused = {key: self._refused[key] for key in left if key in self._refused} | refused
         if keys := refused.keys() & changes.keys():
             raise _write_error(keys, refused)
@@ -196,12 +208,17 @@ class GroupCommit:
             WriteError: With all rows that could not be written. They are kept.
         """
         self._move_to_running_loop()
-        while waiting := len(self._pending) + len(self._in_flight):
+        most = len(self._pending) + len(self._in_flight)
+        while self._pending or self._in_flight:
             refused = await self._join_next_commit()
             # A commit that was cancelled, with all tasks of a program that ends, is made again.
-            interrupted = all(isinstance(error, CancelledError) for error in refused.values())
-            if not interrupted and len(self._pending) >= waiting:
-                raise _write_error(self._pending.keys(), refused)
+            if _is_interrupted(refused):
+                continue
+            # The next commit may be on its way already, for others who wait.
+            left = {**self._in_flight, **self._pending}
+            if left and len(refused) >= most:
+                raise _write_error(left.keys(), refused)
+            most = len(refused)
 
     async def close(self) -> None:
         """Write everything that is waiting, then close the store, even if that write failed.
@@ -211,12 +228,12 @@ class GroupCommit:
         """
         try:
             await self.flush()
-        finally:
-            self._in_use = False
-            self._cancel_retry()
-            # From now on the store is anybody's: what it held says nothing any more.
-            self._known.clear()
-            await self._store.close()
+        except GeneratorExit:  # that of a dead loop: see _commit_all
+            raise
+        except BaseException:
+            await self._close_store()
+            raise
+        await self._close_store()
 
     async def close_if_unused(self) -> None:
         """Close the store if nothing but `scan` was called since it was opened.
@@ -227,8 +244,18 @@ class GroupCommit:
         if not self._in_use:
             await self.close()
 
+    async def _close_store(self) -> None:
+        self._in_use = False
+        self._cancel_retry()
+        try:
+            await self._store.close()
+        finally:
+            # From now on the store is anybody's: what it held says nothing any more, nor does what
+            # a commit wrote that goes on, or began while the store was being closed.
+            self._known = {}
+
     def _move_to_running_loop(self) -> None:
-        """Take over what an event loop left that ended without `close`.
+        """Take over what a committer left that was cancelled, or an event loop that just ended.
 
         Whether its last commit reached the store is unknown; writing it again is harmless.
         """
@@ -239,11 +266,14 @@ class GroupCommit:
             self._is_led = False
             self._this_commit, self._next_commit = [], []
             self._keep_in_flight()
+            if self._pending:
+                self._retry_later(CancelledError("the event loop ended"))
+        elif self._committer is not None and self._committer.done():
+            self._end_committer(self._committer)
 
     def _join_next_commit(self) -> Waiter:
         """Return what becomes of the commit that begins next, with all that is waiting then."""
-        if self._committer is not None and self._committer.done():
-            self._end_committer(self._committer)
+        self._move_to_running_loop()
         waiter = self._join(self._next_commit)
         self._go_on()
         return waiter
@@ -345,6 +375,7 @@ class GroupCommit:
         if not keys:
             return {}
         self._in_flight = {key: self._pending.pop(key) for key in keys}
+        known = self._known
         try:
             await self._store.open()
             await self._store.apply(self._in_flight)
@@ -353,7 +384,7 @@ class GroupCommit:
                 self._refused[key] = self._refused.pop(key, error)
             self._keep_in_flight()
             return dict.fromkeys(keys, error)
-        self._note_committed()
+        self._note_committed(was_closed=known is not self._known)
         return {}
 
     def _keep_in_flight(self) -> None:
@@ -361,10 +392,22 @@ class GroupCommit:
         self._pending = {**self._in_flight, **self._pending}
         self._in_flight = {}
 
-    def _note_committed(self) -> None:
+    @contextmanager
+    def _noting_commits(self) -> Iterator[Changes]:
+        """Give what is committed from now on: it may overtake what is being read."""
+        reader, noted = object(), Changes()
+        self._noted[reader] = noted
+        try:
+            yield noted
+        finally:
+            del self._noted[reader]
+
+    def _note_committed(self, *, was_closed: bool) -> None:
+        for noted in self._noted.values():
+            noted.update(self._in_flight)
         for key, text in self._in_flight.items():
             self._refused.pop(key, None)
-            if text is None:
+            if text is None or was_closed:
                 self.forget(key)
             else:
                 self.remember(key, text)
@@ -397,6 +440,10 @@ def _is_unavailable(refused: Refused) -> bool:
     return any(isinstance(error, UnavailableError | OpenError) for error in refused.values())
 
 
+def _is_interrupted(refused: Refused) -> bool:
+    return all(isinstance(error, CancelledError) for error in refused.values())
+
+
 def _write_error(keys: Collection[str], refused: Refused) -> WriteError:
     cause = next(iter(refused.values()))
     reason = cause.reason if isinstance(cause, WriteError) else cause
@@ -409,6 +456,11 @@ def _tell(waiters: Iterable[Waiter], refused: Refused) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(refused)
+
+
+def _newest(page: Sequence[Row], noted: Changes) -> Sequence[Row]:
+    newest = ((key, noted.get(key, text)) for key, text in page)
+    return [(key, text) for key, text in newest if text is not None]
 
 
 def _share_a_key(some: Changes, others: Mapping[str, bytes | None]) -> bool:
