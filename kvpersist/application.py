@@ -148,15 +148,15 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             try:
                 if await self._is_readable(update, run):
                     await super().process_update(update)
-            except BaseException:
-                # PTB notes nothing then. It is written later, for nobody waits for it any more.
-                add(self._due, run.names)
-                raise
             finally:
                 run.is_over = True
                 RUN.reset(token)
             if run.has_news or self._watched is not None:
                 await self._write_through(run)
+        except BaseException:
+            # Nobody waits for it any more; it is written later, if it is not on its way already.
+            add(self._due, run.names)
+            raise
         finally:
             run.release()
 

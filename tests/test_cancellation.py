@@ -103,8 +103,8 @@ class Interruption:
     Args:
         moment: In which, from 0.
         turns: After how many turns of the event loop.
-        everybody: Cancel group commit's own task in the same moment, as a program does that cancels
-            all of its tasks.
+        everybody: Cancel tasks of kvpersist's own in the same moment, as a program does that
+            cancels all of its tasks.
     """
 
     def __init__(self, moment: int, turns: int, *, everybody: bool) -> None:
@@ -152,13 +152,13 @@ class Interruption:
         assert self._caller is not None
         tasks = {self._caller}
         if self._everybody:
-            tasks |= {task for task in asyncio.all_tasks() if task.get_name() == COMMIT}
+            tasks |= {task for task in asyncio.all_tasks() if task.get_name() in OURS}
         for task in tasks:
             task.cancel()
 
 
-COMMIT = "kvpersist:commit"
-"""What group commit calls its task."""
+OURS = ("kvpersist:commit", "kvpersist:write-through")
+"""What kvpersist calls its tasks."""
 
 
 async def at_each_moment(
