@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Collection, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -15,7 +16,7 @@ from kvpersist.callback_cache import Watched, watch
 from kvpersist.errors import ConfigurationError, EncodeError, KVPersistError, WriteError
 from kvpersist.keys import BOT, Name, Scope, document_key
 from kvpersist.lazy import Lazy
-from kvpersist.persistence import KVPersistence
+from kvpersist.persistence import KVPersistence, several
 from kvpersist.rows import HandedOver
 from kvpersist.runs import RUN, Names, Run, add
 from kvpersist.updates import moved_by, used_by
@@ -54,11 +55,32 @@ def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
             f"{persistence!r}"
         )
     return (
-        ApplicationBuilder()
+        _Builder()
         .application_class(WriteThroughApplication)
         .context_types(persistence.context_types)
         .persistence(persistence)
     )
+
+
+class _Builder(ApplicationBuilder[Any, Any, Any, Any, Any, Any]):
+    """PTB's, which would let another class lose what it was made for."""
+
+    def application_class(
+        self,
+        application_class: type[Application[Any, Any, Any, Any, Any, Any]],
+        *more: Any,
+        **kw: Any,
+    ) -> Any:
+        """Set the class to build; see `ApplicationBuilder`.
+
+        Raises:
+            ConfigurationError: It does not derive from `WriteThroughApplication`.
+        """
+        if not issubclass(application_class, WriteThroughApplication):
+            raise ConfigurationError(
+                f"{application_class.__name__} must derive from kvpersist.WriteThroughApplication"
+            )
+        return super().application_class(application_class, *more, **kw)
 
 
 class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
@@ -80,7 +102,6 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             )
         self._kv: KVPersistence[Any, Any, Any] = self.persistence
         self._kv.context_types = self.context_types
-        self._kv.is_refreshed = self._is_refreshed
         self._due: Names = {}  # of runs that are over, and of none
         self._has_news = False
         self._is_live = False
@@ -102,7 +123,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
         It replaces two private mappings of PTB's, which would make an empty document of each.
         """
-        lazy = self._kv.lazy = Lazy(
+        lazy = Lazy(
             self._kv.rows,
             self._kinds,
             self._kv.max_documents,
@@ -118,8 +139,25 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         return lazy
 
     async def initialize(self) -> None:
-        """Load what is stored; see `Application.initialize`."""
-        await super().initialize()
+        """Load what is stored; see `Application.initialize`.
+
+        Raises:
+            ConfigurationError: Another application is using the same `KVPersistence`.
+        """
+        user = self._kv.user() if self._kv.user else None
+        if user not in {None, self}:
+            raise ConfigurationError(
+                "another application is using this KVPersistence; give each bot one of its own, "
+                "with a file of its own"
+            )
+        self._kv.user = weakref.ref(self)
+        self._kv.is_refreshed = self._is_refreshed
+        self._kv.lazy = self._lazy
+        try:
+            await super().initialize()
+        except BaseException:
+            self._kv.user = None
+            raise
         if (cache := self._cache()) is not None:
             self._watched = watch(cache)
         self._is_live = True
@@ -130,7 +168,11 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         loop = asyncio.get_running_loop()  # of another that has ended, nothing goes on
         if writing := [task for task in self._writing if task.get_loop() is loop]:
             await asyncio.wait(writing)  # they would open the store again
-        await super().shutdown()
+        try:
+            await super().shutdown()
+        finally:
+            if not self._is_live:
+                self._kv.user = None
         if self._lazy is not None:
             self._lazy.clear()
 
@@ -151,8 +193,10 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             finally:
                 run.is_over = True
                 RUN.reset(token)
-            if run.has_news or self._watched is not None:
+            if run.has_news:
                 await self._write_through(run)
+            elif self._watched is not None:
+                await self._write_through(None)  # buttons that were pressed and not handled
         except BaseException:
             # Nobody waits for it any more; it is written later, if it is not on its way already.
             add(self._due, run.names)
@@ -459,6 +503,4 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
 
 def _ids(ids: int | Collection[int] | None) -> Collection[int]:
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else ids
+    return () if ids is None else several(ids)

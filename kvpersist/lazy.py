@@ -44,6 +44,7 @@ class NotInMemory:
     __getitem__ = __setitem__ = __delitem__ = __contains__ = _refuse
     __iter__ = __reversed__ = __len__ = __bool__ = __hash__ = _refuse
     __eq__ = __ne__ = __or__ = __ror__ = __ior__ = __reduce_ex__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __call__ = __str__ = __format__ = _refuse
 
 
 class LazyDocuments(OrderedDict[int, Any]):

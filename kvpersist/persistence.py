@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping
+import weakref
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    MutableMapping,
+)
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from inspect import iscoroutinefunction
 from os import PathLike
 from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
@@ -114,11 +123,19 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
     ) -> None:
         if not isinstance(update_interval, int | float) or not update_interval > 0:
             raise ConfigurationError(
-                f"update_interval must be more than 0 seconds, not {update_interval!r}: at 0 "
-                "python-telegram-bot keeps a processor core busy; 0.1 is short enough"
+                f"update_interval must be more than 0 seconds, as a number, not "
+                f"{update_interval!r}: at 0 python-telegram-bot keeps a processor core busy; 0.1 "
+                "is short enough"
             )
         if not isinstance(max_documents, int) or max_documents < 1:
-            raise ConfigurationError(f"max_documents must be 1 or more, not {max_documents!r}")
+            raise ConfigurationError(
+                f"max_documents must be an int, 1 or more, not {max_documents!r}"
+            )
+        if isinstance(types, type) or not isinstance(types, Collection):
+            raise ConfigurationError(f"types must be a list of classes, not {types!r}")
+        if progress is not None and (not callable(progress) or iscoroutinefunction(progress)):
+            raise ConfigurationError(f"progress must be a function, not async, not {progress!r}")
+        _check("lazy", lazy, bool)
         _check("store_data", store_data, PersistenceInput)
         _check("context_types", context_types, ContextTypes)
         super().__init__(store_data=store_data, update_interval=update_interval)
@@ -130,6 +147,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.is_lazy = lazy
         self.max_documents = max_documents
         self.lazy: Lazy | None = None
+        self.user: weakref.ref[object] | None = None
         self.has_conversations = False
         self.is_refreshed: Callable[[keys.Name | None], bool] = lambda _: False
         self.keyboards = Keyboards(self.rows)
@@ -199,14 +217,14 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             ids: Of which one, or which ones.
 
         Raises:
-            ConfigurationError: There is no such scope.
+            ConfigurationError: There is no such scope, or an id is none.
             OpenError, ReadError: The store could not be read.
             DecodeError: A row cannot be read.
             WriteError: One that PTB has nothing to do with is waiting, and cannot be written.
         """
         _check_scope(scope)
         if self.lazy is not None:
-            await self.lazy.load_many(scope, (ids,) if isinstance(ids, int) else tuple(ids))
+            await self.lazy.load_many(scope, several(ids))
 
     async def documents(self, scope: keys.Scope) -> AsyncIterator[tuple[int, Any]]:
         """Yield the id and the data of all chats, or users, as they are stored, in any order.
@@ -434,6 +452,19 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _running_bot(self) -> Bot | None:
         return self.bot
+
+
+def several(ids: int | Collection[int]) -> tuple[int, ...]:
+    """Return ids, of which there may be one or several.
+
+    Raises:
+        ConfigurationError: One is none.
+    """
+    found = (ids,) if isinstance(ids, int | str) or not isinstance(ids, Iterable) else tuple(ids)
+    for document_id in found:
+        if not isinstance(document_id, int):
+            raise ConfigurationError(f"an id is an int, not {document_id!r}")
+    return found
 
 
 def _check(name: str, value: object, kind: type) -> None:

@@ -59,6 +59,8 @@ class Rows:
         """Close the store if the start fails, for PTB will not."""
         try:
             yield
+        except GeneratorExit:  # that of a loop that has ended, on which nothing can be awaited
+            raise
         except BaseException:
             with suppress(WriteError):
                 await self.commits.close_if_unused()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bots import NEVER, Telegram, text_update
-from handlers import ANY, conversation, remember, step, text
+from handlers import ANY, conversation, nothing, remember, step, text
 from stores import WatchedStore
 from telegram import Bot as PlainBot
 from telegram import Message, Update
@@ -35,6 +35,7 @@ from kvpersist import (
     EncodeError,
     KVPersistence,
     MemoryStore,
+    ReadError,
     SqliteStore,
     WriteError,
     WriteThroughApplication,
@@ -131,6 +132,21 @@ async def test_an_update_waits_for_what_another_writes_on_its_behalf(store: Watc
         store.gate.set()
         await asyncio.gather(first, second)
         assert rows(store)["chat/1"] == b'{"said":["x","x"]}'
+
+
+@pytest.mark.parametrize("buttons", [False, True], ids=["no-buttons", "buttons"])
+@pytest.mark.parametrize("lazy", [False, True], ids=["loaded", "lazy"])
+async def test_people_whom_no_handler_has_heard_get_no_row(
+    store: WatchedStore, *, lazy: bool, buttons: bool
+) -> None:
+    """In a group with many members a bot hears much that it does not handle."""
+    async with running(
+        store, CommandHandler("x", nothing), lazy=lazy, arbitrary_callback_data=buttons
+    ) as bot:
+        for chat in (5, 6, 7):
+            await bot.say("chatter", chat)
+        await bot.app.update_persistence()
+    assert {*rows(store)} <= {"bot"}
 
 
 async def test_a_concurrent_update_is_looked_at_once(
@@ -690,13 +706,51 @@ async def test_an_update_inside_of_an_update_is_written(store: WatchedStore) -> 
         assert rows(store)["chat/2"] == b'{"said":["x"]}'
 
 
-async def test_an_id_that_cannot_be_one_is_told(store: WatchedStore) -> None:
+@pytest.mark.parametrize("wrong", ["12", ["12"], 1.5, [None]])
+async def test_an_id_that_cannot_be_one_is_refused(store: WatchedStore, wrong: Any) -> None:
     """PTB takes any key; a row needs an int."""
+    async with running(store, lazy=True) as bot:
+        with pytest.raises(ConfigurationError, match="an id is an int, not ('12'|1.5|None)"):
+            bot.app.mark_data_for_update_persistence(chat_ids=wrong)
+        with pytest.raises(ConfigurationError, match="an id is an int, not ('12'|1.5|None)"):
+            await bot.app.persistence.load("chat", wrong)  # type: ignore[union-attr]
+
+
+async def test_a_key_that_is_no_id_is_told(store: WatchedStore) -> None:
+    """PTB's own calls take any."""
     async with running(store) as bot:
-        bot.app.mark_data_for_update_persistence(chat_ids=["x"])  # type: ignore[list-item]
+        bot.app.drop_chat_data("x")  # type: ignore[arg-type]
         await bot.app.update_persistence()
-        await until(lambda: len(bot.errors) > 0)
         assert isinstance(bot.errors.pop(), EncodeError)
+
+
+async def test_a_persistence_has_one_application(store: WatchedStore) -> None:
+    """At a time: two would have the same rows, each with a memory of its own."""
+    persistence = KVPersistence(store, update_interval=NEVER)
+
+    def application() -> Any:
+        telegram = Telegram()
+        builder = application_builder(persistence).token("1:x")
+        return builder.request(telegram).get_updates_request(telegram).build()
+
+    first, second = application(), application()
+    await first.initialize()
+    await first.initialize()
+    with pytest.raises(ConfigurationError, match="one of its own"):
+        await second.initialize()
+    await first.shutdown()
+    store.failure = ReadError("I/O error")
+    with pytest.raises(ReadError):
+        await first.initialize()
+    store.failure = None
+    await second.initialize()
+    await second.shutdown()
+
+
+def test_a_class_that_does_not_write_through_is_refused(store: WatchedStore) -> None:
+    """A bot would lose what it was made for, and not know."""
+    with pytest.raises(ConfigurationError, match="must derive from kvpersist.WriteThrough"):
+        application_builder(KVPersistence(store)).application_class(Application)
 
 
 async def test_a_shutdown_waits_for_what_is_being_written(store: WatchedStore) -> None:
@@ -881,6 +935,7 @@ async def test_an_unhandled_press_is_written_and_an_update_of_nobody_is_too(
         await bot.press(message)
         assert any(key.startswith("callback/") for key in rows(store))
         assert "bot" in rows(store)
+        await bot.app.process_update(Update(1))
     async with running(store, TypeHandler(Update, note)) as bot:
         await bot.app.process_update(Update(1))
         assert rows(store)["bot"] == b'{"noted":true}'

@@ -162,6 +162,10 @@ USES: list[Callable[[Any], object]] = [
     lambda data: data.__delitem__("count"),
     lambda data: data.__ior__({}),
     lambda data: [*reversed(data)],
+    lambda data: data < 1,
+    lambda data: data(),
+    str,
+    lambda data: f"{data}",
 ]
 
 
@@ -489,11 +493,28 @@ async def test_it_needs_the_application_that_loads(store: WatchedStore) -> None:
             await load()
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5])
-def test_a_limit_that_cannot_work_is_refused(store: WatchedStore, number: Any) -> None:
-    """At least one document must have room."""
-    with pytest.raises(ConfigurationError, match="max_documents"):
-        KVPersistence(store, lazy=True, max_documents=number)
+async def progress(_: str, __: int) -> None:
+    """Nobody would await this."""
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        *[("max_documents", number) for number in (0, -1, 1.5, "5")],
+        ("lazy", "no"),
+        ("progress", 5),
+        ("progress", progress),
+        ("types", None),
+        ("types", ChatData),
+        ("update_interval", "1"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused(
+    store: WatchedStore, option: str, wrong: Any
+) -> None:
+    """Before any file is touched, and by its name."""
+    with pytest.raises(ConfigurationError, match=option):
+        KVPersistence(store, **{option: wrong})
 
 
 async def test_updates_of_nobody_need_nothing(store: WatchedStore) -> None:
