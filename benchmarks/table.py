@@ -17,7 +17,11 @@ def table(rows: list[Row]) -> str:
             continue
         goal = _signs(f"{row.goal} {row.unit}".strip())
         verdict = {True: "met", False: "**missed**", None: ""}[row.is_met]
-        note = f"{verdict}; {row.note}" if row.note and verdict else verdict or row.note
+        note = (
+            verdict
+            if verdict and "Pickle" in row.note
+            else "; ".join(filter(None, [verdict, row.note]))
+        )
         lines.append(f"| {row.work} | {goal} | {row.figure or ''} | {note} |")
     return "\n".join(lines)
 

@@ -152,9 +152,9 @@ async def pressed(update: Update, context: Context) -> None:
 
 
 async def outdated(update: Update, _: Context) -> None:
-    """Answer a press on one of the buttons that PTB no longer keeps: it keeps 1024 keyboards."""
+    """Answer a press on a button that is not known: PTB keeps those of the last 1024 keyboards."""
     assert update.callback_query
-    await update.callback_query.answer("This button is too old: send /count.")
+    await update.callback_query.answer("This button is not known any more: send /count.")
 
 
 # --- Answers ----------------------------------------------------------------------------------
@@ -168,7 +168,8 @@ def answer_with(context: Context, reply: Coroutine[Any, Any, object]) -> None:
 async def answer(_: Update, context: Context) -> None:
     """Reply when all that this update has changed is on the disk, the step of a conversation too.
 
-    A bot that is killed in any moment has then promised nothing that it does not know.
+    A bot that is killed in any moment has then promised nothing that it does not know. (But a new
+    button is stored after it was sent, when the update ends.)
     """
     if (reply := getattr(context, "reply", None)) is not None:
         await context.application.update_persistence()

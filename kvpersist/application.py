@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from telegram import Message
+from telegram import Message, Update
 from telegram.ext import Application, ApplicationBuilder, ExtBot, Job
 
 from kvpersist.callback_cache import Watched, watch
@@ -18,11 +18,13 @@ from kvpersist.keys import BOT, Name, Scope, document_key
 from kvpersist.lazy import Lazy
 from kvpersist.persistence import KVPersistence, several
 from kvpersist.rows import HandedOver
-from kvpersist.runs import RUN, Names, Run, add
+from kvpersist.runs import RUN, Kind, Names, Run, add
 from kvpersist.updates import moved_by, used_by
 
 _SLICE: Final = 0.004
 """Seconds after which encoding many documents lets the event loop do something else."""
+_CONVERSATION: Final = "ConversationHandler:"
+"""How PTB's names of tasks begin that make a step of a conversation."""
 _CONCURRENT: Final = ":process_concurrent_update"
 """How PTB's names of tasks end that do nothing but call `process_update`."""
 
@@ -102,9 +104,13 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             )
         self._kv: KVPersistence[Any, Any, Any] = self.persistence
         self._kv.context_types = self.context_types
+        self._live: weakref.WeakSet[Run] = weakref.WeakSet()
         self._due: Names = {}  # of runs that are over, and of none
+        self._unread: dict[Name, None] = {}  # to be written as soon as their rows can be read
+        self._has_dropped = False
         self._has_news = False
         self._is_live = False
+        self._is_shut_down = False
         self._watched: Watched | None = None
         self._writing: set[asyncio.Task[None]] = set()
         self._background: asyncio.Task[None] | None = None
@@ -151,7 +157,9 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 "with a file of its own"
             )
         self._kv.user = weakref.ref(self)
-        self._kv.is_refreshed = self._is_refreshed
+        self._kv.on_refresh = self._on_refresh
+        loop = asyncio.get_running_loop()  # what another has left holds PTB's locks
+        self._writing = {task for task in self._writing if _is_of(task, loop)}
         self._kv.lazy = self._lazy
         try:
             await super().initialize()
@@ -161,18 +169,20 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if (cache := self._cache()) is not None:
             self._watched = watch(cache)
         self._is_live = True
+        self._is_shut_down = False
 
     async def shutdown(self) -> None:
         """Write what is left, close the store; see `Application.shutdown`."""
         self._is_live = self.running
         loop = asyncio.get_running_loop()  # of another that has ended, nothing goes on
-        if writing := [task for task in self._writing if task.get_loop() is loop]:
+        while writing := [task for task in self._writing if _is_of(task, loop)]:
             await asyncio.wait(writing)  # they would open the store again
         try:
             await super().shutdown()
         finally:
             if not self._is_live:
                 self._kv.user = None
+                self._is_shut_down = True
         if self._lazy is not None:
             self._lazy.clear()
 
@@ -182,8 +192,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         What cannot be written is told to the error handlers, and kept: see `KVPersistence`. An
         update whose documents cannot be read is not handled, and they hear it.
         """
-        run = Run(self, used_by(update), self._lazy)
-        run.is_update = True
+        run = self._new_run("update", used_by(update))
         run.task = asyncio.current_task()
         token = RUN.set(run)
         try:
@@ -202,7 +211,12 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             add(self._due, run.names)
             raise
         finally:
-            run.release()
+            run.end()
+
+    def _new_run(self, kind: Kind, own: Iterable[Name]) -> Run:
+        run = Run(self, kind, own, self._lazy, self._run())
+        self._live.add(run)
+        return run
 
     async def _is_readable(self, update: object, run: Run) -> bool:
         """Read what an update uses, and other programs have written, before PTB does.
@@ -217,32 +231,36 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                 await self._lazy.load([*run.own, *moved])
             await self._refresh(run)
         except KVPersistError as error:
+            self._kv.doubt({None, *run.own} - run.fresh)
             await self.process_error(update, error)
             return False
         return True
 
     async def _refresh(self, run: Run) -> None:
-        rows = self._kv.rows
-        if self._kv.store_data.bot_data and not rows.is_current(BOT, ""):
-            await rows.refresh(BOT, "", self.bot_data, self.context_types.bot_data)
-        for scope, document_id in run.own:
-            if (kind := self._kinds.get(scope)) is None:
-                continue
-            key, prefix = document_key(scope, document_id), f"{scope}/"
-            if not rows.is_current(key, prefix):
-                await rows.refresh(key, prefix, self._tables[scope][document_id], kind)
-        run.fresh = {None, *run.own}
+        if self._kv.store_data.bot_data:
+            await self._kv.refresh(None, self.bot_data)
+        run.fresh.add(None)
+        for name in run.own:
+            scope, document_id = name
+            if scope in self._kinds:
+                await self._kv.refresh(name, self._tables[scope][document_id])
+            run.fresh.add(name)
 
-    def _is_refreshed(self, name: Name | None) -> bool:
-        """Note what PTB is about to hand to handlers or a job; return whether it was just read.
+    async def _on_refresh(self, name: Name | None, document: Any) -> None:
+        """Refresh what PTB is about to hand to handlers or a job, unless that was just done."""
+        if self._is_fresh(name):
+            return
+        if name is not None and self._lazy is not None:
+            document = await self._lazy.refreshable(*name)
+        await self._kv.refresh(name, document)
 
-        A job is not known to the application before this.
-        """
+    def _is_fresh(self, name: Name | None) -> bool:
+        """Note what is about to be used; a job is not known to the application before this."""
         run = self._run()
         if run is None or not run.is_here():
-            run = Run(self, (), self._lazy)
+            run = self._new_run("task", ())
             RUN.set(run)
-            run.belong_to(cast("asyncio.Task[Any]", asyncio.current_task()))
+            run.belong_to(cast("asyncio.Task[Any]", asyncio.current_task()), self._end)
         if name is not None:
             run.own.setdefault(name, False)
             run.names.setdefault(name, False)
@@ -256,6 +274,13 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         run = RUN.get()
         return run if run is not None and run.owner is self and not run.is_over else None
 
+    def _end(self, run: Run) -> None:
+        """Have written what a job or a task has used, if that was not done."""
+        if not run.is_over:
+            run.end()
+            if run.names or run.kind != "passed on":
+                self._note_due(run.names)
+
     def create_task(
         self, coroutine: Any, update: object | None = None, *, name: str | None = None
     ) -> asyncio.Task[Any]:
@@ -263,20 +288,40 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
         The documents of `update` stay in memory until it has ended.
         """
-        parent = self._run()
         is_passed_on = name is not None and name.endswith(_CONCURRENT)
         own: Iterable[Name] = () if is_passed_on else used_by(update)
-        if update is None and parent is not None:
+        if update is None and (parent := self._run()) is not None:
             own = parent.own
-        run = Run(self, own, self._lazy)
-        run.is_passed_on = is_passed_on
+        if name is not None and name.startswith(_CONVERSATION):
+            coroutine = _stay_if_cancelled(coroutine)
+        run = self._new_run("passed on" if is_passed_on else "task", own)
         token = RUN.set(run)
         try:
             task = super().create_task(coroutine, update, name=name)
         finally:
             RUN.reset(token)
-        run.belong_to(task)
+        run.belong_to(task, self._end)
         return task
+
+    async def process_error(
+        self,
+        update: object | None,
+        error: Exception,
+        job: Job[Any] | None = None,
+        coroutine: Any = None,
+    ) -> bool:
+        """Call the error handlers; see `Application.process_error`.
+
+        What they change in the data of `update` and in ``bot_data`` is written too.
+        """
+        run = self._new_run("error", used_by(update))
+        run.keep_until_gone()  # that is, until those with ``block=False`` are done
+        token = RUN.set(run)
+        try:
+            return await super().process_error(update, error, job, coroutine)
+        finally:
+            RUN.reset(token)
+            self._note(run.names)
 
     def drop_chat_data(self, chat_id: int) -> None:
         """Delete the data of a chat, here and, when the update ends, in the store."""
@@ -291,6 +336,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
     def _note_dropped(self, scope: Scope, document_id: int) -> None:
         if self._lazy is not None:
             self._lazy.renew(scope, document_id)
+        self._has_dropped = True
         self._note({(scope, document_id): True})
 
     def migrate_chat_data(
@@ -301,6 +347,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
     ) -> None:
         """Move the data of a chat to a new id; see `Application.migrate_chat_data`."""
         super().migrate_chat_data(message, old_chat_id, new_chat_id)
+        self._has_dropped = True
         if message is not None:
             new_chat_id = message.migrate_to_chat_id or message.chat.id
         self.mark_data_for_update_persistence(chat_ids=new_chat_id)
@@ -324,6 +371,9 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
     async def update_persistence(self) -> None:
         """Write everything that was not written yet; PTB calls it every ``update_interval``.
 
+        What the handlers of an update that is not done have changed is written when it is; but what
+        they have marked, or dropped, now.
+
         When a handler, a job, or a task that either of them made, awaits it, what it has changed so
         far is durable: it can answer.
         """
@@ -344,24 +394,28 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             names |= dict.fromkeys((("user", user_id) for user_id in _ids(job.user_id)), False)
             # That of a conversation which has timed out is not known to PTB's `Job`.
             names |= dict.fromkeys(used_by(getattr(job.data, "update", None)), False)
+        if self._watched is not None and isinstance(update, Update) and update.callback_query:
+            self._watched.touch(update.callback_query.id)
         run = self._run()
-        if run is None or not run.is_here():
+        if run is None or run.kind == "error" or not run.is_here():
             self._note_due(names)
-        elif run.is_update:
-            self._note(names)
-        elif run.names or not run.is_passed_on:
-            add(run.names, {} if run.is_passed_on else names)
-            self._note_due(run.names)
-            run.release()
+        elif run.kind == "update":
+            add(run.names, names)
+            run.has_news = True
+        else:
+            if run.kind != "passed on":
+                add(run.names, names)
+            self._end(run)
 
     def _note(self, names: Names) -> None:
-        """Have documents written when the run ends that this is a part of, or else at once."""
-        if (run := self._run()) is None:
+        """Have documents written when the update ends that this is a part of, or else at once."""
+        run = self._run()
+        if run is None or run.kind != "update":
             self._note_due(names)
-        else:
-            add(run.names, names)
-            run.keep(names)
-            run.has_news = True
+        if run is not None:
+            run.mark(dict.fromkeys(names, False))
+            for update in run.updates():
+                update.mark(names)
 
     def _note_due(self, names: Names) -> None:
         """Have documents written in the background."""
@@ -371,17 +425,17 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return  # `update_persistence` will write it
-        is_begun = self._background is not None and self._background.get_loop() is loop
+        background = self._background
+        is_begun = background is not None and not background.done() and _is_of(background, loop)
         if self._is_live and not is_begun:
             self._background = self._begin(self._write_in_background())
 
     async def _write_in_background(self) -> None:
         RUN.set(None)
-        try:
-            while self._has_news:
-                await self._hand_in(None, due=True)
-        finally:
-            self._background = None
+        while self._has_news:
+            await asyncio.sleep(0)  # so that PTB is done with what is being written
+            if errors := await self._hand_in(None, due=True):
+                self._begin(self._tell(errors))  # others must not wait for error handlers
 
     async def _write_through(self, run: Run | None, *, due: bool = False) -> None:
         """Return when what a run has changed is durable, or was told to the error handlers.
@@ -392,9 +446,16 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """
         if self._kv.has_conversations:
             # What PTB has handed over is lost if whoever took it is cancelled.
-            await asyncio.shield(self._begin(self._hand_in(run, due=due)))
+            await asyncio.shield(self._begin(self._write(run, due=due)))
         else:
-            await self._hand_in(run, due=due)
+            await self._write(run, due=due)
+
+    async def _write(self, run: Run | None, *, due: bool) -> None:
+        try:
+            await self._tell(await self._hand_in(run, due=due))
+        finally:
+            if self._is_shut_down:
+                await self._kv.flush()  # or nobody would close what was just opened
 
     def _begin(self, write: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(
@@ -404,75 +465,96 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         task.add_done_callback(self._writing.discard)
         return task
 
-    async def _hand_in(self, run: Run | None, *, due: bool) -> None:
+    async def _hand_in(self, run: Run | None, *, due: bool) -> list[KVPersistError]:
+        """Write what is to be written; return what the error handlers are to be told."""
         if due:
             self._has_news = False
         handed = HandedOver()
-        if self._kv.has_conversations:
+        if self._kv.has_conversations or self._has_dropped:
             # One at a time, PTB sees to that: who finds nothing left finds it on its way.
+            self._has_dropped = False
             handed = await self._kv.handed_over(super().update_persistence)
-        await self._hand_in_documents(run, handed, due=due)
+        errors = await self._hand_in_documents(run, handed, due=due)
         if self._watched is not None:
             self._kv.keyboards.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
             self._kv.keyboards.hand_over(handed, cache.persistence_data)
-        await self._commit(handed, due=due)
+        return errors + await self._commit(handed, due=due)
 
-    async def _commit(self, handed: HandedOver, *, due: bool) -> None:
-        """Write rows, and tell the error handlers of those that cannot be stored, or written."""
+    async def _commit(self, handed: HandedOver, *, due: bool) -> list[KVPersistError]:
+        """Write rows; return why some cannot be stored, or written, if that was not told yet."""
         changes, handed.changes = handed.changes, {}
         refused, handed.refused = handed.refused, []
         if self._told:
             for key in changes:
                 self._told.pop(key, None)
+        errors: list[KVPersistError] = []
         # Conversations and keyboards of this run may be on their way already, in another's hands.
         others = due or self._kv.has_conversations or self._cache() is not None
         try:
             await self._kv.rows.commits.write_all(changes, others=others)
         except WriteError as error:
-            await self._tell_of_outage(error)
+            if self._is_news_of_outage(error):
+                errors.append(error)
         for refusal in refused:
             # But not after each update that the document is used in.
             if self._told.get(refusal.key) != str(refusal):
                 self._told[refusal.key] = str(refusal)
-                await self.process_error(None, refusal)
+                errors.append(refusal)
+        return errors
 
-    async def _tell_of_outage(self, error: WriteError) -> None:
-        """Tell of rows that the store refuses, but once: error handlers may change documents."""
+    def _is_news_of_outage(self, error: WriteError) -> bool:
+        """Whether rows are refused that were not: error handlers that are told may change them."""
         refusal = self._kv.rows.commits.refusal
         told = {key: why for key, why in self._told_outage.items() if refusal(key) is why}
         self._told_outage = told | {
             key: why for key in error.keys if (why := refusal(key)) is not None
         }
-        if not told.keys() >= {*error.keys}:
+        return not told.keys() >= {*error.keys}
+
+    async def _tell(self, errors: Iterable[KVPersistError]) -> None:
+        for error in errors:
             await self.process_error(None, error)
 
-    async def _hand_in_documents(self, run: Run | None, handed: HandedOver, *, due: bool) -> None:
+    async def _hand_in_documents(
+        self, run: Run | None, handed: HandedOver, *, due: bool
+    ) -> list[KVPersistError]:
         """Put the rows of the documents that were used into `handed`; of many, write the first.
 
-        Nothing awaits between taking a name out of what is due and handing its row to the group
-        commit: whoever waits for all that is on its way waits for it too.
+        Nothing awaits between taking a drop, or a name out of what is due, and handing its row to
+        the group commit: whoever waits for all that is on its way waits for it too.
         """
-        names: Names = {}
-        if run is not None:
-            names = run.names.copy()
-            run.names = dict.fromkeys(names, False)
+        errors: list[KVPersistError] = []
+        runs = {run} if run is not None else set()
+        names = dict.fromkeys(run.names) if run is not None else {}
+        if due:
+            runs |= {*self._live}
+            names |= {name: None for live in runs for name in live.marked} | self._unread
+            self._unread = {}
         start = time.monotonic()
-        if self._kv.store_data.bot_data:
+        if self._kv.store_data.bot_data and not self._kv.rows.is_unread(BOT):
             self._encode(BOT, self.bot_data, self.context_types.bot_data, handed)
         try:
-            while source := names or (due and self._due):
-                name, is_dropped = source.popitem()
-                self._encode_named(name, handed, is_dropped=is_dropped)
+            while names or (due and self._due):
+                if names:
+                    name, _ = names.popitem()
+                    is_dropped = True in [each.take_drop(name) for each in runs]
+                else:
+                    name, is_dropped = self._due.popitem()
+                was_dropped = is_dropped or any(name in each.dropped for each in runs)
+                self._encode_named(name, handed, is_dropped=is_dropped, was_dropped=was_dropped)
                 if time.monotonic() - start > _SLICE:
-                    await self._commit(handed, due=due)
+                    errors += await self._commit(handed, due=due)
                     await asyncio.sleep(0)  # which a commit of nothing does not
                     start = time.monotonic()
         except BaseException:
-            add(self._due, names)
+            add(self._due, dict.fromkeys(names, False))
             raise
+        return errors
 
-    def _encode_named(self, name: Name, handed: HandedOver, *, is_dropped: bool) -> None:
+    def _encode_named(
+        self, name: Name, handed: HandedOver, *, is_dropped: bool, was_dropped: bool
+    ) -> None:
         scope, document_id = name
         if (kind := self._kinds.get(scope)) is None:
             return
@@ -484,10 +566,16 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             return
         if is_dropped:
             handed.changes[key] = None
-        if document_id in documents:
-            document = documents[document_id]
-            if not (is_dropped and self._kv.rows.is_empty(key, document, kind)):
-                self._encode(key, document, kind, handed)
+        elif self._kv.rows.is_unread(key):
+            self._unread[name] = None  # its row may hold what memory has never seen
+            return
+        if document_id not in documents:
+            return
+        document = documents[document_id]
+        # What was dropped and is still like new gets no row.
+        is_gone = is_dropped or (was_dropped and not self._kv.rows.may_be_stored(key))
+        if not (is_gone and self._kv.rows.is_empty(key, document, kind)):
+            self._encode(key, document, kind, handed)
 
     def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> None:
         try:
@@ -500,6 +588,21 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if not self._kv.store_data.callback_data:
             return None  # PTB takes any `Bot` then
         return cast("ExtBot[Any]", self.bot).callback_data_cache
+
+
+def _is_of(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> bool:
+    return task.get_loop() is loop
+
+
+async def _stay_if_cancelled(coroutine: Awaitable[object]) -> object:
+    """Return the state that a handler returns; None, which is the old one, if it is cancelled.
+
+    PTB would raise it later, in whoever asks for the states of all conversations.
+    """
+    try:
+        return await coroutine
+    except asyncio.CancelledError:
+        return None
 
 
 def _ids(ids: int | Collection[int] | None) -> Collection[int]:

@@ -28,6 +28,11 @@ class Watched:
         self._queries.touched.clear()
         return keyboards, queries
 
+    def touch(self, query: str) -> None:
+        """Note that the data of the button that was pressed may have been changed."""
+        if (name := self._queries.peek(query)) is not None:
+            self._keyboards.touched[name] = None
+
     def keyboard(self, name: str) -> Shown | None:
         """Return a keyboard, without using it; None if it is gone."""
         found = self._keyboards.peek(name)

@@ -181,17 +181,17 @@ class Lazy:
     @contextmanager
     def hold(self, names: Iterable[Name]) -> Iterator[None]:
         """Keep documents in memory, once they are there."""
-        self._let_go()
         names = list(names)
+        self._let_go(2 * len(names))
         self._held.update(names)
         try:
             yield
         finally:
             self._released.extend(names)
 
-    def _let_go(self) -> None:
+    def _let_go(self, number: int) -> None:
         """Note that some of what was held is not any more: all of it could take long."""
-        for _ in range(min(_MOST_AT_ONCE, len(self._released))):
+        for _ in range(min(max(_MOST_AT_ONCE, number), len(self._released))):
             name = self._released.popleft()
             self._held[name] -= 1
             if not self._held[name]:

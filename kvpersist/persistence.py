@@ -40,9 +40,8 @@ ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
 
 _HANDED_OVER: Final[ContextVar[HandedOver | None]] = ContextVar("kvpersist", default=None)
 """In a run of PTB's for the sake of conversations alone: where their rows go."""
-_NOTHING: Final = PersistenceInput(
-    bot_data=False, chat_data=False, user_data=False, callback_data=False
-)
+_NOTHING: Final = PersistenceInput(bot_data=False, callback_data=False)
+"""The other two are asked for so that PTB empties its sets of ids that were dropped."""
 
 
 class KVPersistence(BasePersistence[UD, CD, BD]):
@@ -149,7 +148,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.lazy: Lazy | None = None
         self.user: weakref.ref[object] | None = None
         self.has_conversations = False
-        self.is_refreshed: Callable[[keys.Name | None], bool] = lambda _: False
+        self.on_refresh: Callable[[keys.Name | None, Any], Awaitable[None]] = self.refresh
         self.keyboards = Keyboards(self.rows)
 
     @property
@@ -343,6 +342,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         handed = _HANDED_OVER.get()
         try:
             row = self._conversation_row(name, key)
+            if handed is not None and new_state is None and not self.rows.may_be_stored(row):
+                return  # it has not begun, which PTB tells in each run until it has
             text = None if new_state is None else self.rows.encode(row, new_state)
         except EncodeError as error:
             if handed is None:
@@ -365,7 +366,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         try:
             await hand_over()
         finally:
-            _HANDED_OVER.reset(token)
+            with suppress(ValueError):  # a loop that has ended ends this in another context
+                _HANDED_OVER.reset(token)
         return handed
 
     async def drop_user_data(self, user_id: int) -> None:
@@ -376,12 +378,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Raises:
             WriteError: The store refused. The removal is kept and tried again.
         """
-        if self.store_data.user_data:
+        if self.store_data.user_data and _HANDED_OVER.get() is None:
             await self.rows.commits.write({keys.document_key("user", user_id): None})
 
     async def drop_chat_data(self, chat_id: int) -> None:
         """Remove the row of one chat. As `drop_user_data`; `migrate_chat_data` leads here too."""
-        if self.store_data.chat_data:
+        if self.store_data.chat_data and _HANDED_OVER.get() is None:
             await self.rows.commits.write({keys.document_key("chat", chat_id): None})
 
     async def refresh_user_data(self, user_id: int, user_data: UD) -> None:
@@ -402,28 +404,30 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             if PTB is handing over this document in the same moment, what it had before is written
             over the other program's write.
         """
-        if self.store_data.user_data and not self.is_refreshed(("user", user_id)):
-            if self.lazy is not None:
-                user_data = await self.lazy.refreshable("user", user_id)
-            key = keys.document_key("user", user_id)
-            if not self.rows.is_current(key, "user/"):
-                await self.rows.refresh(key, "user/", user_data, self.context_types.user_data)
+        if self.store_data.user_data:
+            await self.on_refresh(("user", user_id), user_data)
 
     async def refresh_chat_data(self, chat_id: int, chat_data: CD) -> None:
         """Take over what another program wrote of one chat. As `refresh_user_data`."""
-        if self.store_data.chat_data and not self.is_refreshed(("chat", chat_id)):
-            if self.lazy is not None:
-                chat_data = await self.lazy.refreshable("chat", chat_id)
-            key = keys.document_key("chat", chat_id)
-            if not self.rows.is_current(key, "chat/"):
-                await self.rows.refresh(key, "chat/", chat_data, self.context_types.chat_data)
+        if self.store_data.chat_data:
+            await self.on_refresh(("chat", chat_id), chat_data)
 
     async def refresh_bot_data(self, bot_data: BD) -> None:
         """Take over what another program wrote of ``bot_data``. As `refresh_user_data`."""
-        if not self.store_data.bot_data or self.is_refreshed(None):
-            return
-        if not self.rows.is_current(keys.BOT, ""):
-            await self.rows.refresh(keys.BOT, "", bot_data, self.context_types.bot_data)
+        if self.store_data.bot_data:
+            await self.on_refresh(None, bot_data)
+
+    async def refresh(self, name: keys.Name | None, document: Any) -> None:
+        """Do what `refresh_user_data` says; None is ``bot_data``."""
+        key, prefix = _row_of(name)
+        if not self.rows.is_current(key, prefix):
+            kind = getattr(self.context_types, f"{'bot' if name is None else name[0]}_data")
+            await self.rows.refresh(key, prefix, document, kind)
+
+    def doubt(self, names: Collection[keys.Name | None]) -> None:
+        """Note that documents were not refreshed: their rows may hold more than memory does."""
+        for name in names:
+            self.rows.doubt(_row_of(name)[0])
 
     async def flush(self) -> None:
         """Write everything that is waiting, then close the store.
@@ -452,6 +456,14 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _running_bot(self) -> Bot | None:
         return self.bot
+
+
+def _row_of(name: keys.Name | None) -> tuple[str, str]:
+    """Return the key of a document, and what the keys of its scope begin with."""
+    if name is None:
+        return keys.BOT, ""
+    scope, document_id = name
+    return keys.document_key(scope, document_id), f"{scope}/"
 
 
 def several(ids: int | Collection[int]) -> tuple[int, ...]:

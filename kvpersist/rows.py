@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import orjson
 
 from kvpersist.codec import Codec, become
-from kvpersist.errors import DecodeError, DocumentError, EncodeError, WriteError
+from kvpersist.errors import DecodeError, DocumentError, EncodeError, StoreError, WriteError
 from kvpersist.group_commit import Changes, GroupCommit
 from kvpersist.stores.store import Row, SeesOthers, Store
 
@@ -53,6 +53,7 @@ class Rows:
         self._others: int | None = None
         self._agreed: set[str] = set()
         self._loaded: dict[str, int | None] = {}
+        self._unread: set[str] = set()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -92,6 +93,7 @@ class Rows:
             with _collector_paused():
                 await self._load(prefix, take)
             self._loaded[prefix] = others
+            self._unread.clear()  # a start has read all, or nothing is in memory
         return documents
 
     async def load_values(self, prefix: str, take: Callable[[str, Any], None]) -> None:
@@ -225,25 +227,49 @@ class Rows:
     async def refresh_some(self, documents: Mapping[str, D], prefix: str, kind: type[D]) -> None:
         """Refresh documents whose keys begin with `prefix`, reading once. As `refresh`."""
         known = {key: self.commits.known(key) for key in documents}
-        others = await self._look()
-        old = [key for key in documents if not self.is_current(key, prefix)]
-        if not old:
-            return
-        texts = await self.commits.read(old)
+        try:
+            others = await self._look()
+            old = [key for key in documents if not self.is_current(key, prefix)]
+            texts = await self.commits.read(old) if old else {}
+        except StoreError:
+            for key in documents:
+                self.doubt(key)
+            raise
         # From here on nothing awaits, so that no handler can change a document in between.
         for key in old:
-            if self._is_overtaken(key, known[key]):
-                continue
-            text = texts.get(key)
-            if known[key] is not None if text is None else not self.commits.holds(key, text):
-                self._take_over(key, text, documents[key], kind)
+            if not self._is_overtaken(key, known[key]):
+                self._compare(key, texts.get(key), documents[key], kind, others)
+        self._unread.difference_update(documents)
+
+    def _compare(
+        self, key: str, text: bytes | None, document: D, kind: type[D], others: int | None
+    ) -> None:
+        """Take over what another program has written, unless memory has changed too."""
+        known = self.commits.known(key)
+        is_first = known is None and key in self._unread  # whatever memory holds came before it
+        if known is None if text is None else self.commits.holds(key, text):
+            self._agree(key, others)
+        elif not is_first and self.is_changed(key, document, kind):
+            # It is looked at again, since what memory holds may not be for ever.
+            if known != ():
+                _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
+        else:
+            self.doubt(key)
+            become(document, self._restore_or_new(key, text, kind))
+            self._unread.discard(key)
             self._agree(key, others)
 
-    def _take_over(self, key: str, text: bytes | None, document: D, kind: type[D]) -> None:
-        if self.is_changed(key, document, kind):
-            _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
-        else:
-            become(document, self._restore_or_new(key, text, kind))
+    def doubt(self, key: str) -> None:
+        """Note that a row could not be read, until it can."""
+        self._unread.add(key)
+
+    def is_unread(self, key: str) -> bool:
+        """Whether a row could not be read, so that it may hold more than memory does."""
+        return key in self._unread
+
+    def may_be_stored(self, key: str) -> bool:
+        """Whether a row exists, as far as is known, or is about to."""
+        return self.commits.known(key) is not None or self.commits.is_pending(key)
 
     def is_changed(self, key: str, document: object, kind: type) -> bool:
         """Whether memory holds something that the store, as far as is known, does not."""
@@ -271,6 +297,7 @@ class Rows:
         """Note that memory does not hold this row any more."""
         self.commits.forget(key)
         self._agreed.discard(key)
+        self._unread.discard(key)
 
     async def _look(self) -> int | None:
         """Return what differs after other programs have written; None if that cannot be seen."""

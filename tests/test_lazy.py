@@ -458,7 +458,9 @@ async def test_an_update_whose_data_cannot_be_read_is_not_handled(
     async with running(store, counting("count"), lazy=True) as bot:
         store.failure = failure
         await bot.say("/count")
-        assert bot.errors == [failure]
+        await settle()  # what error handlers may have changed is written, if it can be
+        assert bot.errors[0] is failure
+        assert all(isinstance(error, WriteError) for error in bot.errors[1:])
         bot.errors.clear()
         store.failure = None
         await bot.say("/count")

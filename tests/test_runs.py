@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -13,10 +14,15 @@ from bots import text_update
 from handlers import ANY, conversation, remember, step, text
 from stores import WatchedStore
 from telegram import Update
-from telegram.ext import CommandHandler, ConversationHandler, TypeHandler
+from telegram.ext import (
+    CallbackQueryHandler,
+    CommandHandler,
+    ConversationHandler,
+    TypeHandler,
+)
 from through import build, counting, rows, running, settle, until
 
-from kvpersist import MemoryStore, ReadError
+from kvpersist import DecodeError, MemoryStore, ReadError, SqliteStore
 from kvpersist import application as application_module
 
 Body: TypeAlias = Callable[[Any], Awaitable[None]]
@@ -321,25 +327,316 @@ async def test_tasks_may_begin_at_once(store: WatchedStore) -> None:
 
 
 @pytest.mark.parametrize("failure", [None, ReadError("I/O error")], ids=["damaged", "unreadable"])
+@pytest.mark.parametrize("how", ["block", "no-block", "update_persistence"])
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "new"])
+@pytest.mark.parametrize("buttons", [True, False], ids=["buttons", "no-buttons"])
 async def test_what_cannot_be_read_is_not_overwritten(
-    store: WatchedStore, failure: ReadError | None
+    store: WatchedStore, failure: ReadError | None, how: str, *, is_known: bool, buttons: bool
 ) -> None:
-    """PTB would run the handlers of later groups with what memory has, and that be written."""
-    async with running(store, text(remember), text(remember)) as bot:
-        await bot.say("x")
+    """Not by handlers, which PTB would run for later groups, nor by error handlers."""
+
+    async def note(_: object, context: Any) -> None:
+        context.chat_data["failed"] = True
+        if how == "update_persistence":
+            await context.application.update_persistence()
+
+    handlers = text(remember), text(remember)
+    async with running(store, *handlers, arbitrary_callback_data=buttons) as bot:
+        bot.app.add_error_handler(note, block=how != "no-block")
+        if is_known:
+            await bot.say("x")
         precious = b'{"said":["x"],"precious":true' + (b"," if failure is None else b"") + b"}"
         rows(store)["chat/1"] = precious
         store.failure = failure
         await bot.say("y")
+        await settle()
         store.failure = None
+        await bot.save()
         assert rows(store)["chat/1"] == precious
-        assert rows(store)["user/1"] == b'{"said":["x","x"]}'
-        (error,) = bot.errors
-        assert failure is None or error is failure
+        assert all(isinstance(error, ReadError | DecodeError) for error in bot.errors)
+        assert len(bot.errors) == 1
         bot.errors.clear()
         rows(store)["chat/1"] = b'{"said":[]}'
         await bot.say("z")
-        assert rows(store)["chat/1"] == b'{"said":["z","z"]}'
+        # What an error handler has put into data that was never read is not kept.
+        kept = b'{"said":["x","x","z","z"],"failed":true}' if is_known else b'{"said":["z","z"]}'
+        assert rows(store)["chat/1"] == kept
+
+
+async def test_a_job_whose_data_cannot_be_read_overwrites_nothing(store: WatchedStore) -> None:
+    """PTB does not run it then, but counts it as done."""
+
+    async def tick(context: Any) -> None:
+        context.chat_data["ticked"] = True
+
+    async with running(store, jobs=True) as bot:
+        assert bot.app.job_queue is not None
+        job = bot.app.job_queue.run_once(tick, when=3600, chat_id=5)
+        rows(store)["chat/5"] = b'{"precious":true}'
+        store.failure = ReadError("I/O error")
+        await job.run(bot.app)
+        await settle()
+        store.failure = None
+        await bot.save()
+        assert rows(store)["chat/5"] == b'{"precious":true}'
+        assert isinstance(bot.errors.pop(), ReadError)
+        await job.run(bot.app)
+        await until(lambda: rows(store)["chat/5"] == b'{"precious":true,"ticked":true}')
+
+
+async def test_what_is_marked_is_written_though_its_task_goes_on(store: WatchedStore) -> None:
+    """By PTB's next run, or at once; and again when the task has ended."""
+    go_on = asyncio.Event()
+
+    async def work(_: Update, context: Any) -> None:
+        context.application.chat_data[7]["step"] = 1
+        context.application.drop_chat_data(8)
+        context.application.mark_data_for_update_persistence(chat_ids=7)
+        await go_on.wait()
+        context.application.chat_data[7]["step"] = 2
+
+    for block in (True, False):
+        go_on.clear()
+        rows(store)["chat/8"] = b"{}"
+        async with running(store, CommandHandler("work", work, block=block)) as bot:
+            update = asyncio.create_task(bot.say("/work"))
+            await settle()
+            await bot.save()
+            assert rows(store)["chat/7"] == b'{"step":1}'
+            assert "chat/8" not in rows(store)
+            go_on.set()
+            await update
+            await until(lambda: rows(store)["chat/7"] == b'{"step":2}')
+
+
+async def test_what_a_task_marks_that_looks_again_is_part_of_the_update(
+    store: WatchedStore,
+) -> None:
+    """`refresh_data` in a task of asyncio's makes that a run of its own, which PTB never ends."""
+
+    async def look_and_mark(context: Any) -> None:
+        await context.refresh_data()
+        context.application.chat_data[7]["x"] = 1
+        context.application.drop_chat_data(8)
+        context.application.mark_data_for_update_persistence(chat_ids=7)
+
+    async def gather(_: Update, context: Any) -> None:
+        await asyncio.gather(look_and_mark(context))
+
+    rows(store)["chat/8"] = b"{}"
+    async with running(store, CommandHandler("gather", gather)) as bot:
+        await bot.say("/gather")
+        assert rows(store)["chat/7"] == b'{"x":1}'
+        assert "chat/8" not in rows(store)
+        context = bot.app.context_types.context(bot.app, chat_id=1)
+        rows(store)["chat/8"] = b"{}"
+        bot.app.chat_data[7]["x"] = 2
+        await asyncio.create_task(look_and_mark(context))
+        await until(lambda: "chat/8" not in rows(store))
+
+
+async def test_a_cancelled_step_of_a_conversation_stays_where_it_was(store: WatchedStore) -> None:
+    """PTB would raise it in the update of whoever comes next, and forget the steps of others."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def wait(_: Update, __: Any) -> int:
+        tasks.append(asyncio.current_task())  # type: ignore[arg-type]
+        await asyncio.Event().wait()
+        return 1
+
+    states: Any = {0: [CommandHandler("wait", wait, block=False)], 1: []}
+    order: Any = ConversationHandler(
+        [CommandHandler("start", step(0, "started"))], states, [], name="order", persistent=True
+    )
+    async with running(store, order, text(remember)) as bot:
+        await bot.say("/start", 1)
+        await bot.say("/wait", 1)
+        await settle()
+        tasks[0].cancel()
+        await settle()
+        await bot.say("/start", 2)
+        assert rows(store)["conversation/order/[1,1]"] == b"0"
+        assert rows(store)["conversation/order/[2,2]"] == b"0"
+
+
+async def test_a_conversation_that_has_not_begun_is_not_removed_again_and_again(
+    store: WatchedStore,
+) -> None:
+    """While its entry point works PTB tells in each run that it has no state."""
+    go_on = asyncio.Event()
+
+    async def wait(_: Update, __: Any) -> int:
+        await go_on.wait()
+        return 0
+
+    states: Any = {0: []}
+    order: Any = ConversationHandler(
+        [CommandHandler("start", wait, block=False)], states, [], name="order", persistent=True
+    )
+    async with running(store, order) as bot:
+        await bot.say("/start", 1)
+        await settle()
+        await bot.save()
+        commits = len(store.commits)
+        for _ in range(5):
+            await bot.say("x", 1)
+            await bot.save()
+        assert len(store.commits) == commits
+        go_on.set()
+        await until(lambda: "conversation/order/[1,1]" in rows(store) or not bot.app.running)
+
+
+async def test_a_drop_is_waited_for_by_whoever_asks(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though another run of the same update has it in its hands."""
+    monkeypatch.setattr(application_module, "_SLICE", 0)
+    seen: list[bool] = []
+
+    async def drop(_: Update, context: Any) -> None:
+        app = context.application
+        for chat in range(100, 130):
+            app.chat_data[chat]["x"] = 1
+        app.mark_data_for_update_persistence(chat_ids=range(100, 130))
+        app.drop_chat_data(8)
+
+        async def save() -> None:
+            await app.update_persistence()
+            seen.append("chat/8" in rows(store))
+
+        await asyncio.gather(save(), save())
+
+    rows(store)["chat/8"] = b'{"secret":1}'
+    async with running(store, CommandHandler("drop", drop)) as bot:
+        await bot.say("/drop")
+        assert seen == [False, False]
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["loaded", "lazy"])
+async def test_what_was_dropped_and_is_like_new_has_no_row(
+    store: WatchedStore, *, lazy: bool
+) -> None:
+    """Also after `update_persistence`; what is put there, and taken away again, has one."""
+
+    async def drop(_: Update, context: Any) -> None:
+        context.application.drop_chat_data(1)
+        await context.application.update_persistence()
+
+    async def change(_: Update, context: Any) -> None:
+        context.application.drop_chat_data(1)
+        context.application.chat_data[1]["x"] = 1
+        await context.application.update_persistence()
+        context.chat_data.clear()
+
+    drops = CommandHandler("drop", drop), CommandHandler("change", change)
+    async with running(store, text(remember), *drops, lazy=lazy) as bot:
+        await bot.say("x")
+        await bot.say("/drop")
+        assert "chat/1" not in rows(store)
+        await bot.say("/change")
+        assert rows(store)["chat/1"] == b"{}"
+        leftovers = bot.app._chat_ids_to_be_deleted_in_persistence
+        await bot.save()
+        assert not leftovers
+
+
+@pytest.mark.parametrize("block", [True, False], ids=["block", "no-block"])
+@pytest.mark.parametrize("lazy", [False, True], ids=["loaded", "lazy"])
+async def test_what_error_handlers_change_is_written(
+    store: WatchedStore, *, lazy: bool, block: bool
+) -> None:
+    """The data of the update stays in memory until they are done; what they load does too."""
+    go_on = asyncio.Event()
+
+    async def fail(_: Update, __: Any) -> None:
+        raise ValueError
+
+    async def note(_: object, context: Any) -> None:
+        data, app = context.chat_data, context.application
+        await app.persistence.load("user", 7)
+        other = app.user_data[7]
+        if not block:
+            await go_on.wait()
+        data["failures"] = other["failures"] = 1
+        app.mark_data_for_update_persistence(user_ids=7)
+
+    handlers = CommandHandler("fail", fail), text(remember)
+    async with running(store, *handlers, lazy=lazy, max_documents=1) as bot:
+        bot.app.add_error_handler(note, block=block)
+        await bot.say("/fail")
+        for chat in range(2, 9):
+            await bot.say("x", chat)
+        go_on.set()
+        await until(lambda: {"chat/1", "user/7"} <= rows(store).keys())
+        await until(lambda: rows(store)["chat/1"] == b'{"failures":1}')
+        await until(lambda: b'"failures":1' in rows(store)["user/7"])
+        bot.errors.clear()
+
+
+async def test_error_handlers_that_take_their_time_hold_up_nobody(store: WatchedStore) -> None:
+    """What jobs and handlers with ``block=False`` have changed is written meanwhile."""
+    go_on = asyncio.Event()
+
+    async def wait(_: object, __: Any) -> None:
+        await go_on.wait()
+
+    async def spoil(_: Update, context: Any) -> None:
+        context.chat_data["bad"] = object()
+
+    handlers = CommandHandler("spoil", spoil, block=False), counting("count")
+    async with running(store, *handlers) as bot:
+        bot.app.add_error_handler(wait)
+        await bot.say("/spoil", 1)
+        await until(lambda: len(bot.errors) > 0)
+        bot.app.chat_data[7]["x"] = 1
+        bot.app.mark_data_for_update_persistence(chat_ids=7)
+        await until(lambda: "chat/7" in rows(store))
+        go_on.set()
+        bot.errors.clear()
+
+
+@pytest.mark.parametrize("block", [True, False], ids=["block", "no-block"])
+async def test_callback_data_that_its_handler_changes_is_written(
+    store: WatchedStore, *, block: bool
+) -> None:
+    """Also if it was handed over before that."""
+    go_on = asyncio.Event()
+
+    async def press(update: Update, context: Any) -> None:
+        await context.application.update_persistence()
+        await go_on.wait()
+        assert update.callback_query is not None
+        data: Any = update.callback_query.data
+        data.append("more")
+
+    handler = CallbackQueryHandler(press, block=block)
+    async with running(store, handler, arbitrary_callback_data=True) as bot:
+        message = await bot.ask(["a"])
+        press_task = asyncio.create_task(bot.press(message))
+        await settle()
+        go_on.set()
+        await press_task
+        await until(lambda: any(b'["a","more"]' in row for row in rows(store).values()))
+
+
+async def test_an_update_that_outlives_the_bot_leaves_the_store_closed(tmp_path: Path) -> None:
+    """Others may have the file; what it changed is written all the same."""
+    go_on = asyncio.Event()
+
+    async def wait(_: Update, context: Any) -> None:
+        await go_on.wait()
+        context.chat_data["late"] = True
+
+    bot_db = tmp_path / "bot.db"
+    async with running(SqliteStore(bot_db), CommandHandler("wait", wait)) as bot:
+        update = asyncio.create_task(bot.say("/wait"))
+        await until(lambda: 1 in bot.app.chat_data)
+    go_on.set()
+    await update
+    other = SqliteStore(bot_db)
+    await other.open()
+    assert (await other.read(["chat/1"])) == {"chat/1": b'{"late":true}'}
+    await other.close()
 
 
 async def test_what_is_changed_when_a_conversation_times_out_is_written(

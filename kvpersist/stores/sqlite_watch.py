@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 _HEADER: Final = 48
@@ -25,8 +26,16 @@ class WalIndex:
         OSError: There is none.
     """
 
+    file: int
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.file = os.open(f"{os.fspath(path)}-shm", os.O_RDONLY | os.O_CLOEXEC)
+        name = Path(f"{os.fspath(path)}-shm")
+        with _LOCK:
+            found = name.stat()
+            kept = [kept for kept in _KEPT if os.path.samestat(os.fstat(kept.file), found)]
+            for one in kept:
+                _KEPT.remove(one)
+            self.file = kept[0].file if kept else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
 
     def header(self) -> bytes | None:
         """Return what differs after each commit; None if there is nothing in the file."""
