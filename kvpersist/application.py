@@ -180,9 +180,8 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         try:
             await super().shutdown()
         finally:
-            if not self._is_live:
-                self._kv.user = None
-                self._is_shut_down = True
+            self._is_shut_down = not self._is_live
+            self._kv.user = weakref.ref(self) if self._is_live else None
         if self._lazy is not None:
             self._lazy.clear()
 
@@ -275,11 +274,10 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         return run if run is not None and run.owner is self and not run.is_over else None
 
     def _end(self, run: Run) -> None:
-        """Have written what a job or a task has used, if that was not done."""
-        if not run.is_over:
-            run.end()
-            if run.names or run.kind != "passed on":
-                self._note_due(run.names)
+        """Have written what a job or a task has used."""
+        run.end()
+        if run.names or run.kind != "passed on":
+            self._note_due(run.names)
 
     def create_task(
         self, coroutine: Any, update: object | None = None, *, name: str | None = None

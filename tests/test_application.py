@@ -915,7 +915,10 @@ async def test_ptb_keeps_its_cache_as_it_is_watched() -> None:
     )
     cache = bot.callback_data_cache
     assert cache is not None
-    assert watch(cache) is not None
+    watched = watch(cache)
+    assert watched is not None
+    watched.touch("the press of a button that is not known")
+    assert watched.take() == ({}, {})
     cache._keyboard_data = {}
     cache.__class__ = CallbackDataCache
     assert watch(cache) is None

@@ -9,14 +9,15 @@ import shutil
 import sqlite3
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stores import stored
+from stores import WatchedStore, stored
 
-from kvpersist import KVPersistence, SqliteStore, StoreInUseError
+from kvpersist import KVPersistence, MemoryStore, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
 
 
@@ -73,6 +74,33 @@ def test_a_persistence_goes_on_another_loop_without_flush(bot_db: Path) -> None:
     asyncio.run(persistence.flush())
     wait_for_threads()
     assert stored(bot_db) == {"chat/1": {"n": 1}, "chat/2": {"n": 2}}
+
+
+class SlowStore(WatchedStore):
+    """Takes its time to be opened and closed."""
+
+    async def open(self) -> None:
+        await asyncio.sleep(0)
+        await super().open()
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        await super().close()
+
+
+def test_a_loop_that_ends_during_a_start_says_nothing() -> None:
+    """As at Ctrl-C: what was loading is thrown away, and nothing can be awaited any more."""
+    persistence = KVPersistence(SlowStore(MemoryStore()))
+
+    async def begin() -> Coroutine[Any, Any, object]:
+        loading = persistence.get_chat_data()
+        loading.send(None)
+        return loading
+
+    loop = asyncio.new_event_loop()
+    loading = loop.run_until_complete(begin())
+    loop.close()
+    loading.close()  # it would be an error to await anything now
 
 
 def test_a_persistence_may_be_flushed_on_another_loop(bot_db: Path) -> None:
