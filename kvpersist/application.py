@@ -236,13 +236,13 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         return True
 
     async def _refresh(self, run: Run) -> None:
+        names: list[Name | None] = [name for name in run.own if name[0] in self._kinds]
         if self._kv.store_data.bot_data:
-            await self._kv.refresh(None, self.bot_data)
-        run.fresh.add(None)
-        for name in run.own:
-            scope, document_id = name
-            if scope in self._kinds:
-                await self._kv.refresh(name, self._tables[scope][document_id])
+            names.append(None)
+        for name in names:
+            if not self._kv.is_current(name):
+                document = self._tables[name[0]][name[1]] if name is not None else self.bot_data
+                await self._kv.refresh(name, document)
             run.fresh.add(name)
 
     async def _on_refresh(self, name: Name | None, document: Any) -> None:
@@ -260,13 +260,14 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             run = self._new_run("task", ())
             RUN.set(run)
             run.belong_to(cast("asyncio.Task[Any]", asyncio.current_task()), self._end)
+        if name in run.fresh:
+            run.fresh.discard(name)
+            return True
         if name is not None:
             run.own.setdefault(name, False)
             run.names.setdefault(name, False)
             run.keep([name])
-        is_fresh = name in run.fresh
-        run.fresh.discard(name)
-        return is_fresh
+        return False
 
     def _run(self) -> Run | None:
         """Return the run that the running code is a part of."""

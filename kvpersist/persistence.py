@@ -419,10 +419,13 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     async def refresh(self, name: keys.Name | None, document: Any) -> None:
         """Do what `refresh_user_data` says; None is ``bot_data``."""
-        key, prefix = _row_of(name)
-        if not self.rows.is_current(key, prefix):
+        if not self.is_current(name):
             kind = getattr(self.context_types, f"{'bot' if name is None else name[0]}_data")
-            await self.rows.refresh(key, prefix, document, kind)
+            await self.rows.refresh(*_row_of(name), document, kind)
+
+    def is_current(self, name: keys.Name | None) -> bool:
+        """Whether there is nothing to refresh; it costs no I/O."""
+        return self.rows.is_current(*_row_of(name))
 
     def doubt(self, names: Collection[keys.Name | None]) -> None:
         """Note that documents were not refreshed: their rows may hold more than memory does."""

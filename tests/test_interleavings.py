@@ -21,7 +21,10 @@ from kvpersist import MemoryStore
 from kvpersist import application as application_module
 
 CHATS = 4
-DEEDS = ("chat", "bot", "other", "keyboard", "answer", "task", "inner", "read")
+DEEDS = (
+    *("chat", "bot", "other", "keyboard", "answer", "task", "inner", "read"),
+    *("put", "drop", "look", "fail"),
+)
 
 Deed = tuple[str, int]
 """What a handler does, and how many turns of the event loop it then waits."""
@@ -61,6 +64,7 @@ class World:
     def __init__(self, store: WatchedStore) -> None:
         self.store = store
         self.counts: Counter[str] = Counter()
+        self.drops: dict[str, int] = {}
         self.claims: dict[int, dict[str, int]] = {}
 
     async def do(self, deeds: list[Deed], chat: int, context: Any, claims: dict[str, int]) -> None:
@@ -92,6 +96,29 @@ class World:
             await app.create_task(self.do_one("other", chat, context, {}))  # it may end later
         elif deed == "inner":
             await self.say(app, chat, f"/count {json.dumps([['chat', 1]])}")
+        else:
+            await self.do_another(deed, chat, context, claims)
+
+    async def do_another(self, deed: str, chat: int, context: Any, claims: dict[str, int]) -> None:
+        """Do one of the rarer things."""
+        app = context.application
+        if deed == "put":
+            self.raise_count(f"chat/{(dropped := 200 + chat % 2)}", app.chat_data[dropped], claims)
+            app.mark_data_for_update_persistence(chat_ids=dropped)
+        elif deed == "drop":
+            key = f"chat/{(dropped := 200 + chat % 2)}"
+            self.counts[key] += 1
+            self.drops[key] = claims[f"no {key}"] = self.counts[key]
+            app.drop_chat_data(dropped)
+        elif deed == "look":
+            await asyncio.gather(self.look_and_mark(chat, context, claims))
+        elif deed == "fail":
+            await app.process_error(None, ValueError("told in between"))
+
+    async def look_and_mark(self, chat: int, context: Any, claims: dict[str, int]) -> None:
+        """Refresh the data in a task of its own, and count in that of others."""
+        await context.refresh_data()
+        await self.do_one("other", chat, context, claims)
 
     def raise_count(self, key: str, data: Any, claims: dict[str, int]) -> None:
         """Count in a document, which never counts downwards."""
@@ -127,7 +154,12 @@ class World:
             if key.startswith("keyboard"):
                 assert f"data-{key.partition(' ')[2]}-".encode() in keyboards
                 continue
-            value = json.loads(stored.get(key, b"{}"))
+            _, _, dropped = key.rpartition("no ")
+            if self.drops.get(key, 0) >= least:
+                continue
+            if key != dropped and stored.get(dropped, b"{}") == b"{}":
+                continue
+            value = json.loads(stored.get(dropped, b"{}"))
             count = value if isinstance(value, int) else value.get("count", 0)
             assert count >= least, (key, least, stored)
 
@@ -151,7 +183,7 @@ async def live(batches: list[list[Said]], waits: list[int], **options: Any) -> N
         store, *handlers(world, conversations=conversations), concurrent_updates=64, **options
     ) as bot:
         if lazy:
-            await bot.app.persistence.load("chat", [*range(1, CHATS + 1), 100, 101])  # type: ignore[union-attr]
+            await bot.app.persistence.load("chat", [*range(1, CHATS + 1), 100, 101, 200, 201])  # type: ignore[union-attr]
         for batch in batches:
             steps: set[int] = set()  # of two at a time in one conversation PTB keeps either
             says = []
@@ -160,7 +192,11 @@ async def live(batches: list[list[Said]], waits: list[int], **options: Any) -> N
                 steps.add(chat)
                 says.append(world.say(bot.app, chat, f"{command} {json.dumps(deeds)}"))
             await asyncio.gather(*says)
-    world.check({key: count for key, count in world.counts.items() if key != "keyboard"})
+        assert all(isinstance(error, ValueError) for error in bot.errors)
+        bot.errors.clear()
+    last = {key: count for key, count in world.counts.items() if key != "keyboard"}
+    gone = {key for key, count in world.drops.items() if last[key] == count}
+    world.check({f"no {key}" if key in gone else key: count for key, count in last.items()})
 
 
 @settings(max_examples=150)
