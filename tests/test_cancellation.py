@@ -417,7 +417,8 @@ def test_an_interrupted_program_ends_by_itself_and_loses_nothing(bot_db: Path, l
         errors = writer.stderr.read()
     assert "KeyboardInterrupt" in errors
     assert "was destroyed" not in errors
-    assert "never awaited" not in errors
+    # Python 3.10 interrupts this program wherever it is, also before it awaits what it has called.
+    assert "never awaited" not in errors.replace("'say' was never awaited", "")
     found = stored(bot_db)
     assert len(said) >= lines
     for chat, number in map(str.split, said):
