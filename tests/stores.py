@@ -73,6 +73,32 @@ class WatchedStore:
             raise self.failure
 
 
+class SlowStore(WatchedStore):
+    """Takes some turns of the event loop for each call."""
+
+    async def open(self) -> None:
+        await asyncio.sleep(0)
+        await super().open()
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        await super().close()
+
+    async def read(self, keys: Collection[str]) -> dict[str, bytes]:
+        await asyncio.sleep(0)
+        return await super().read(keys)
+
+    async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
+        async for page in super().scan(prefix):
+            await asyncio.sleep(0)
+            yield page
+
+    async def apply(self, changes: Mapping[str, bytes | None]) -> None:
+        await asyncio.sleep(0)
+        await super().apply(changes)
+        await asyncio.sleep(0)
+
+
 def stored(path: Path) -> dict[str, object]:
     """All rows, as any other program sees them."""
     with closing(sqlite3.connect(path)) as reader:

@@ -9,13 +9,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Generator,
     Mapping,
-    Sequence,
 )
 from contextlib import closing
 from itertools import count
@@ -26,41 +23,14 @@ from typing import Any, TypeAlias
 import pytest
 from bots import NEVER, Bot, text_update
 from handlers import conversation, remember, text
-from stores import WatchedStore, stored
+from stores import SlowStore, WatchedStore, stored
 from telegram import Update
 from through import build, rows, settle
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, Store, UnavailableError, WriteError
-from kvpersist.stores import Row
 
 BOUND = 60
 """Seconds in which everything ends, however slow the machine."""
-
-
-class SlowStore(WatchedStore):
-    """Takes some turns of the event loop for each call."""
-
-    async def open(self) -> None:
-        await asyncio.sleep(0)
-        await super().open()
-
-    async def close(self) -> None:
-        await asyncio.sleep(0)
-        await super().close()
-
-    async def read(self, keys: Collection[str]) -> dict[str, bytes]:
-        await asyncio.sleep(0)
-        return await super().read(keys)
-
-    async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
-        async for page in super().scan(prefix):
-            await asyncio.sleep(0)
-            yield page
-
-    async def apply(self, changes: Mapping[str, bytes | None]) -> None:
-        await asyncio.sleep(0)
-        await super().apply(changes)
-        await asyncio.sleep(0)
 
 
 class Memory:

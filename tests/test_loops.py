@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import WatchedStore, stored
+from stores import SlowStore, stored
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
@@ -74,18 +74,6 @@ def test_a_persistence_goes_on_another_loop_without_flush(bot_db: Path) -> None:
     asyncio.run(persistence.flush())
     wait_for_threads()
     assert stored(bot_db) == {"chat/1": {"n": 1}, "chat/2": {"n": 2}}
-
-
-class SlowStore(WatchedStore):
-    """Takes its time to be opened and closed."""
-
-    async def open(self) -> None:
-        await asyncio.sleep(0)
-        await super().open()
-
-    async def close(self) -> None:
-        await asyncio.sleep(0)
-        await super().close()
 
 
 def test_a_loop_that_ends_during_a_start_says_nothing() -> None:
