@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 PERSISTENCE ?= kvpersist
+SECONDS ?= 600
+SEED ?= 1
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: check test oldest demo clean
+.PHONY: check test torture oldest demo clean
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +37,12 @@ test: $(VENV)/installed
 	$(BIN)/coverage run $(BIN)/pytest --numprocesses auto $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter tests,$(TESTS)),,--fail-under=0)
+
+## For SECONDS: kill bots with SIGKILL, simulate group commit, let bots work. Fails if anything acknowledged is lost, or grows.
+torture: $(VENV)/installed
+	@$(BIN)/python tests/torture.py --seconds $$(($(SECONDS) / 2)) --seed $(SEED)
+	@$(BIN)/python tests/simulation.py $$(($(SECONDS) / 4)) $(SEED)
+	@$(BIN)/python tests/soak.py --seconds $$(($(SECONDS) / 4)) --seed $(SEED)
 
 ## All tests with the oldest supported Python, PTB, aiosqlite and orjson.
 oldest:

@@ -3,6 +3,8 @@
 from kvpersist.application import WriteThroughApplication, application_builder
 from kvpersist.codec import Codec, Named
 from kvpersist.errors import (
+    BackupError,
+    BadRowsError,
     ConfigurationError,
     DecodeError,
     DocumentError,
@@ -22,6 +24,8 @@ from kvpersist.persistence import KVPersistence
 from kvpersist.stores import MemoryStore, SqliteStore, Store
 
 __all__ = [
+    "BackupError",
+    "BadRowsError",
     "Codec",
     "ConfigurationError",
     "DecodeError",

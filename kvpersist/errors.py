@@ -8,12 +8,14 @@
     ├── DocumentError             one row, and the path inside it
     │   ├── EncodeError           a value that cannot be stored exactly
     │   └── DecodeError           a stored row that cannot be read
+    │       └── BadRowsError      several of them
     └── StoreError                the store as a whole
         ├── OpenError             it cannot be opened
         │   ├── StoreInUseError   another bot has it open
         │   ├── NotAStoreError    the file is not one of kvpersist's
         │   └── NewerSchemaError  a newer kvpersist has written it
         ├── ReadError             rows could not be read
+        ├── BackupError           no copy was made
         └── WriteError            rows could not be written; they are kept and tried again
             └── UnavailableError  the store takes no rows at all now, whichever they are
 """
@@ -91,6 +93,36 @@ class EncodeError(DocumentError):
 class DecodeError(DocumentError):
     """A row that cannot be read. Raised by the ``get_*`` and ``refresh_*`` calls."""
 
+    @property
+    def errors(self) -> tuple[DecodeError, ...]:
+        """One for each row: this one, but for `BadRowsError`."""
+        return (self,)
+
+
+class BadRowsError(DecodeError):
+    """Several rows cannot be read. Raised at the start, for all of them, of whatever kind.
+
+    Its `key`, `path` and `reason` are those of the first; `errors` has all of them.
+    """
+
+    def __init__(self, errors: Iterable[DecodeError]) -> None:
+        self._errors = tuple(errors)
+        first = self._errors[0]
+        super().__init__(first.reason, key=first.key, path=first.path)
+
+    @property
+    def errors(self) -> tuple[DecodeError, ...]:
+        """One for each row."""
+        return self._errors
+
+    def __str__(self) -> str:
+        lines = [f"- {error}" for error in self.errors[:_SHOWN_KEYS]]
+        if (more := len(self.errors) - _SHOWN_KEYS) > 0:
+            lines.append(f"- and {more} more: see the attribute errors")
+        return "\n".join(
+            [f"{len(self.errors)} rows cannot be read", *lines, "Or start without: on_bad_row"]
+        )
+
 
 class StoreError(KVPersistError):
     """A store could not do what it was asked. Engines raise its subclasses."""
@@ -116,12 +148,20 @@ class ReadError(StoreError):
     """Rows could not be read; this says nothing about whether they exist."""
 
 
+class BackupError(StoreError):
+    """No copy was made, and nothing was left behind. Raised by ``backup``.
+
+    The file's name is taken, its folder is missing, the disk is full, the store cannot be read, ….
+    """
+
+
 class WriteError(StoreError):
     """Rows could not be written.
 
     Raised by the ``update_*`` and ``drop_*`` calls and by ``flush``, which names all rows that are
     waiting. When one of those raises it the values are kept: they are tried again after a while,
     with the next write and by ``flush``, unless a newer value of the same row takes their place.
+    ``flush`` leaves them beside the file, if it can, and says so; the next start writes them.
     Engines raise it too, when nothing of a transaction was written.
 
     Attributes:

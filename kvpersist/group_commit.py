@@ -11,11 +11,11 @@ import logging
 import os
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeAlias
 
 from kvpersist.errors import OpenError, UnavailableError, WriteError
-from kvpersist.stores.store import Row, Store
+from kvpersist.stores.store import Rescues, Row, Store
 
 _LOGGER = logging.getLogger("kvpersist")
 
@@ -53,13 +53,15 @@ class GroupCommit:
         self._in_flight: Changes = {}
         self._refused: Refused = {}  # with the first error of each, those refused last at the end
         self._known: dict[str, tuple[int, ...]] = {}
+        self._rescued: tuple[str, ...] = ()
         self._noted: dict[object, Changes] = {}  # for each who is reading
         self._in_use = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._this_commit: list[Waiter] = []
         self._next_commit: list[Waiter] = []
         self._committer: asyncio.Task[None] | None = None
-        self._is_led = False
+        self._leader: asyncio.Future[None] | None = None
+        self._ending: asyncio.Task[WriteError | None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_delay = FIRST_RETRY_DELAY
 
@@ -209,7 +211,10 @@ class GroupCommit:
         """
         self._move_to_running_loop()
         most = len(self._pending) + len(self._in_flight)
-        while self._pending or self._in_flight:
+        while self._rescued or self._pending or self._in_flight:
+            if self._rescued:
+                await self._write_rescued()
+                continue
             refused = await self._join_next_commit()
             # A commit that was cancelled, with all tasks of a program that ends, is made again.
             if _is_interrupted(refused):
@@ -220,20 +225,97 @@ class GroupCommit:
                 raise _write_error(left.keys(), refused)
             most = len(refused)
 
+    async def _write_rescued(self) -> None:
+        rescued = self._rescued
+        try:
+            await self._store.open()  # which writes them
+        except OpenError as error:
+            raise WriteError(str(error), keys=rescued) from error
+        self._rescued = ()
+
     async def close(self) -> None:
         """Write everything that is waiting, then close the store, even if that write failed.
 
+        What cannot be written is left where the store rescues rows, if it can, also if this is
+        cancelled: then it is the next `Store.open`, of whomever, that writes it. What is written
+        from now on waits for the end of this, and opens the store again.
+
         Raises:
-            WriteError: As `flush` does. The rows are kept; a later call opens the store again.
+            WriteError: With all rows that could not be written; it says whether they were left for
+                the next start, or are kept here alone. Or the store could not be closed.
         """
         try:
             await self.flush()
         except GeneratorExit:  # that of a dead loop: see _commit_all
             raise
+        except WriteError as error:
+            if (failure := await self._end(error)) is not None:
+                raise failure from error.__cause__
         except BaseException:
+            with suppress(WriteError):
+                left = {**self._in_flight, **self._pending}
+                await self._end(WriteError("cancelled before it was written", keys=left))
+            raise
+        else:
+            await self._close_store()
+
+    async def _end(self, error: WriteError) -> WriteError | None:
+        """Close the store, and have it keep what was not written; return what is to be said of it.
+
+        Nobody commits meanwhile: what is rescued would undo a newer value, and whoever goes on
+        writing would put off the end. Being cancelled does not end it sooner.
+        """
+        if self._ending is None:
+            # A task, since what becomes of the rows must be noted, even if nobody waits for it.
+            self._ending = asyncio.create_task(self._rescue_and_close(error))
+            self._ending.add_done_callback(self._end_ending)
+        ending = self._ending
+        try:
+            return await asyncio.shield(ending)
+        except CancelledError:
+            while not ending.done():
+                with suppress(CancelledError):
+                    await asyncio.wait([ending])
+            raise
+
+    async def _rescue_and_close(self, error: WriteError) -> WriteError | None:
+        failure = error if error.keys else None
+        try:
+            if isinstance(self._store, Rescues):
+                failure = await self._rescue(self._store, error)
+        except CancelledError:
             await self._close_store()
             raise
         await self._close_store()
+        return failure
+
+    async def _rescue(self, store: Rescues, error: WriteError) -> WriteError | None:
+        while commits := [each for each in (self._committer, self._leader) if each]:
+            await asyncio.wait(commits)
+        if not self._pending:
+            return error if self._rescued else None
+        reason = _reason(error.__cause__ or error)
+        rescued = self._pending.copy()
+        try:
+            place = await store.rescue(rescued)
+        except WriteError as failure:
+            return WriteError(f"{error.reason}; nor rescued: {failure.reason}", keys=rescued)
+        # Now they are the next owner's, whose newer values must not be overwritten by these. What
+        # came in meanwhile is newer, and stays.
+        self._known = {}  # see _close_store
+        self._rescued += tuple(rescued)
+        for noted in self._noted.values():
+            noted.update(rescued)
+        for key, text in rescued.items():
+            if self._pending.get(key, b"") is text:
+                del self._pending[key]
+                self._refused.pop(key, None)
+        return WriteError(f"left in {place} for the next start: {reason}", keys=rescued)
+
+    def _end_ending(self, _: asyncio.Task[WriteError | None]) -> None:
+        # No part of the task, which may be that of a dead loop: see _commit_all.
+        self._ending = None
+        self._go_on()
 
     async def close_if_unused(self) -> None:
         """Close the store if nothing but `scan` was called since it was opened.
@@ -262,8 +344,7 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
-            self._committer = self._retry = None
-            self._is_led = False
+            self._committer = self._leader = self._ending = self._retry = None
             self._this_commit, self._next_commit = [], []
             self._keep_in_flight()
             if self._pending:
@@ -280,23 +361,28 @@ class GroupCommit:
 
     def _go_on(self) -> None:
         """Have somebody make the next commit, if there is to be one."""
-        if self._next_commit and self._committer is None and not self._is_led:
+        if self._next_commit and not self._is_busy():
             loop = asyncio.get_running_loop()
             self._committer = loop.create_task(self._commit_all(), name="kvpersist:commit")
             self._committer.add_done_callback(self._end_committer)
 
+    def _is_busy(self) -> bool:
+        """Whether somebody is at a commit, or none is to be made now."""
+        return (self._committer, self._leader, self._ending) != (None, None, None)
+
     async def _commit_here(self) -> Refused:
         """Make the next commit, or join it if somebody is at one."""
-        if self._committer is not None or self._is_led:
+        if self._is_busy():
             return await self._join_next_commit()
-        self._is_led = True
+        self._leader = leader = asyncio.get_running_loop().create_future()
         try:
             refused = await self._commit_pending()
         except GeneratorExit:  # that of a dead loop: see _commit_all
             raise
         except BaseException:
             # Whether it reached the store is unknown, so it is made again: now, if others wait.
-            self._is_led = False
+            self._leader = None
+            leader.set_result(None)
             self._keep_in_flight()
             waiting = [*self._this_commit, *self._next_commit]
             self._next_commit = [waiter for waiter in waiting if not waiter.done()]
@@ -304,7 +390,8 @@ class GroupCommit:
             self._retry_later(CancelledError("the commit was cancelled"))
             self._go_on()
             raise
-        self._is_led = False
+        self._leader = None
+        leader.set_result(None)
         told, self._this_commit = self._this_commit, []
         _tell(told, refused)
         self._go_on()
@@ -320,7 +407,7 @@ class GroupCommit:
     async def _commit_all(self) -> None:
         # Nothing here must run when this coroutine ends early: it may be that of a dead loop, which
         # the garbage collector ends. _end_committer runs even if it never began.
-        while self._next_commit:
+        while self._next_commit and self._ending is None:
             self._this_commit, self._next_commit = self._next_commit, []
             _tell(self._this_commit, await self._commit_pending())
             self._this_commit = []
@@ -329,11 +416,12 @@ class GroupCommit:
         """Clean up after the committer, which has nothing left to do or was cancelled."""
         if committer is not self._committer:
             return
-        waiting = [*self._this_commit, *self._next_commit]
         self._committer = None
-        self._this_commit, self._next_commit = [], []
         if not committer.cancelled() and committer.exception() is None:
-            return  # what is pending came in since, and begins the next commit
+            self._go_on()  # with what came in since
+            return
+        waiting = [*self._this_commit, *self._next_commit]
+        self._this_commit, self._next_commit = [], []
         self._keep_in_flight()
         interrupted = CancelledError("the commit was cancelled")
         _tell(waiting, dict.fromkeys(self._pending, interrupted))
@@ -420,7 +508,7 @@ class GroupCommit:
             "could not write, next try in %g s, rows that are kept: %d: %s",
             self._retry_delay,
             len(self._pending),
-            error.reason if isinstance(error, WriteError) else error,
+            _reason(error),
         )
         loop = asyncio.get_running_loop()
         self._retry = loop.call_later(self._retry_delay, self._try_again)
@@ -446,10 +534,13 @@ def _is_interrupted(refused: Refused) -> bool:
 
 def _write_error(keys: Collection[str], refused: Refused) -> WriteError:
     cause = next(iter(refused.values()))
-    reason = cause.reason if isinstance(cause, WriteError) else cause
-    error = WriteError(f"not written, but kept and tried again: {reason}", keys=keys)
+    error = WriteError(f"not written, but kept and tried again: {_reason(cause)}", keys=keys)
     error.__cause__ = cause
     return error
+
+
+def _reason(error: BaseException) -> str:
+    return error.reason if isinstance(error, WriteError) else str(error)
 
 
 def _tell(waiters: Iterable[Waiter], refused: Refused) -> None:

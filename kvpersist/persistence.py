@@ -9,6 +9,7 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
+    Iterator,
     MutableMapping,
 )
 from contextlib import suppress
@@ -16,7 +17,7 @@ from contextvars import ContextVar
 from functools import partial
 from inspect import iscoroutinefunction
 from os import PathLike
-from typing import Any, Final, TypeAlias, TypeVar, cast, overload
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, overload
 
 from telegram import Bot
 from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
@@ -24,16 +25,25 @@ from telegram.ext import BasePersistence, ContextTypes, PersistenceInput
 from kvpersist import keys
 from kvpersist.callback_data import CallbackData
 from kvpersist.codec import Codec, Named
-from kvpersist.errors import ConfigurationError, DecodeError, EncodeError
+from kvpersist.errors import (
+    BackupError,
+    BadRowsError,
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+)
 from kvpersist.keyboards import Keyboards
 from kvpersist.lazy import Lazy
 from kvpersist.rows import HandedOver, Progress, Rows
 from kvpersist.stores import SqliteStore, Store
+from kvpersist.stores.store import SetsAside
 from kvpersist.telegram_objects import TelegramObjects
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
 BD = TypeVar("BD")
+T = TypeVar("T")
+OnBadRow: TypeAlias = Literal["raise", "set-aside"]
 ConversationKey: TypeAlias = tuple[int | str, ...]
 ConversationDict: TypeAlias = MutableMapping[ConversationKey, object]
 
@@ -71,6 +81,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             used last. Those that are in use, or have unsaved changes, stay beyond that.
         progress: Called, while a start takes its time, with a prefix of keys (``chat/``) and the
             number of rows that have been loaded.
+        on_bad_row: What becomes of rows that cannot be read: ``"raise"`` an error for all of them,
+            so that the bot does not start; or ``"set-aside"``: go on without them, and keep them as
+            they are in a table of their own, ``set_aside``. Each is an error in the log.
 
     Attributes:
         store: Where the rows are.
@@ -92,6 +105,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         lazy: bool = False,
         max_documents: int = 10_000,
         progress: Progress | None = None,
+        on_bad_row: OnBadRow = "raise",
     ) -> None: ...
 
     @overload
@@ -106,6 +120,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         lazy: bool = False,
         max_documents: int = 10_000,
         progress: Progress | None = None,
+        on_bad_row: OnBadRow = "raise",
     ) -> None: ...
 
     def __init__(
@@ -119,6 +134,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         lazy: bool = False,
         max_documents: int = 10_000,
         progress: Progress | None = None,
+        on_bad_row: OnBadRow = "raise",
     ) -> None:
         if not isinstance(update_interval, int | float) or not update_interval > 0:
             raise ConfigurationError(
@@ -142,7 +158,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.store = cast("Store", store) if is_store else SqliteStore(cast("str", store))
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
-        self.rows = Rows(self.store, self.codec, progress)
+        if on_bad_row not in ("raise", "set-aside"):
+            raise ConfigurationError(f'on_bad_row is "raise" or "set-aside", not {on_bad_row!r}')
+        aside = self.store if on_bad_row == "set-aside" else None
+        if aside is not None and not isinstance(aside, SetsAside):
+            raise ConfigurationError(f'on_bad_row="set-aside": {aside!r} cannot set rows aside')
+        self.rows = Rows(self.store, self.codec, progress, aside)
         self.is_lazy = lazy
         self.max_documents = max_documents
         self.lazy: Lazy | None = None
@@ -168,7 +189,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Raises:
             OpenError: The store cannot be opened, or another bot has it open.
             ReadError: The store could not be read.
-            DecodeError: A row cannot be read. None is skipped, so the bot does not start.
+            DecodeError: A row cannot be read. None is skipped, so the bot does not start, unless
+                `on_bad_row` says so. A `BadRowsError` if there are several, of whatever kind.
             WriteError: What an earlier run of this object could not write still cannot be written.
         """
         if not self.store_data.user_data:
@@ -176,8 +198,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if self.is_lazy:
             await self._open_lazily()
             return {}
-        name = partial(keys.document_id, "user")
-        return await self.rows.load("user/", name, self.context_types.user_data)
+        return await self._start(self._load_users)
 
     async def get_chat_data(self) -> dict[int, CD]:
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
@@ -186,8 +207,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if self.is_lazy:
             await self._open_lazily()
             return {}
-        name = partial(keys.document_id, "chat")
-        return await self.rows.load("chat/", name, self.context_types.chat_data)
+        return await self._start(self._load_chats)
 
     async def _open_lazily(self) -> None:
         if self.lazy is None:
@@ -245,8 +265,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         _check_scope(scope)
         types = self.context_types
         kind = types.chat_data if scope == "chat" else types.user_data
-        async for key, document in self.rows.stream(f"{scope}/", kind):
-            yield keys.document_id(scope, key), document
+        name = partial(keys.document_id, scope)
+        async for document_id, document in self.rows.stream(f"{scope}/", name, kind):
+            yield document_id, document
 
     async def get_bot_data(self) -> BD:
         """Return the stored ``bot_data``, or a new instance of its class where there is none.
@@ -255,9 +276,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
-        kind = self.context_types.bot_data
-        found = await self.rows.load_one(keys.BOT, kind)
-        return kind() if found is None else found
+        found = await self._start(self._load_bot)
+        return self.context_types.bot_data() if found is None else found
 
     async def get_callback_data(self) -> CallbackData | None:
         """Return the stored callback-data cache, in the order in which it was handed over.
@@ -267,7 +287,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.callback_data:
             return None
-        return await self.keyboards.load()
+        return await self._start(self.keyboards.load)
 
     async def get_conversations(self, name: str) -> ConversationDict:
         """Return the stored state of each conversation of the handler `name`.
@@ -275,15 +295,58 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         `Application.initialize` calls it for each persistent `ConversationHandler`, nested ones
         too; `Application.add_handler` does for one that is added later. Raises as `get_user_data`.
         """
-        prefix = keys.conversation_prefix(name)
-        conversations: ConversationDict = {}
         self.has_conversations = True
+        return await self._start(partial(self._load_conversations, keys.conversation_prefix(name)))
+
+    async def _load_users(self) -> dict[int, UD]:
+        name = partial(keys.document_id, "user")
+        return await self.rows.load("user/", name, self.context_types.user_data)
+
+    async def _load_chats(self) -> dict[int, CD]:
+        name = partial(keys.document_id, "chat")
+        return await self.rows.load("chat/", name, self.context_types.chat_data)
+
+    async def _load_bot(self) -> BD | None:
+        return await self.rows.load_one(keys.BOT, self.context_types.bot_data)
+
+    async def _load_conversations(self, prefix: str) -> ConversationDict:
+        conversations: ConversationDict = {}
 
         def take(key: str, state: Any) -> None:
-            conversations[self._conversation(prefix, key)] = state
+            conversations[self._conversation(key)] = state
 
         await self.rows.load_values(prefix, take)
         return conversations
+
+    async def _start(self, load: Callable[[], Awaitable[T]]) -> T:
+        """Return what `load` does, or raise for all rows of the store that cannot be read."""
+        try:
+            return await load()
+        except DecodeError as error:
+            first = error
+        async with self.rows.reading():
+            raise await self._all_bad(first)
+
+    async def _all_bad(self, first: DecodeError) -> DecodeError:
+        bad = {first.key: first}
+        for load in self._loads():
+            try:
+                await load()
+            except DecodeError as error:  # noqa: PERF203  a handful of calls
+                bad |= {each.key: each for each in error.errors}
+        return first if len(bad) == 1 else BadRowsError(bad.values())
+
+    def _loads(self) -> Iterator[Callable[[], Awaitable[object]]]:
+        """Yield what a start calls, one after the other."""
+        if self.store_data.user_data and not self.is_lazy:
+            yield self._load_users
+        if self.store_data.chat_data and not self.is_lazy:
+            yield self._load_chats
+        if self.store_data.bot_data:
+            yield self._load_bot
+        if self.store_data.callback_data:
+            yield self.keyboards.load
+        yield partial(self._load_conversations, keys.CONVERSATION)
 
     async def update_user_data(self, user_id: int, data: UD) -> None:
         """Write ``user_data`` of one user, if it changed. When this returns it is durable.
@@ -432,6 +495,25 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         for name in names:
             self.rows.doubt(_row_of(name)[0])
 
+    async def backup(
+        self, path: str | PathLike[str], progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Copy the SQLite file into a new one, while the bot goes on. See `SqliteStore.backup`.
+
+        It works without an application too; then `flush` closes the store at the end.
+
+        Raises:
+            ConfigurationError: `path` is no path of a file.
+            OpenError: The store cannot be opened.
+            BackupError: There is no copy: the file exists, the disk is full, ….
+        """
+        if not isinstance(self.store, SqliteStore):
+            raise BackupError(
+                f"{self.store!r} is not in a SQLite file; back it up by its own means"
+            )
+        await self.store.open()
+        await self.store.backup(path, progress)
+
     async def flush(self) -> None:
         """Write everything that is waiting, then close the store.
 
@@ -439,8 +521,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         the event loop that is running then.
 
         Raises:
-            WriteError: With all rows that could not be written. They are kept, the store is closed
-                all the same; a second `flush` tries again.
+            WriteError: With all rows that could not be written. It says whether they were left
+                beside the file for the next start, or are kept in memory alone; a second `flush`
+                tries again. The store is closed, unless what was written before would be lost with
+                it.
         """
         await self.rows.commits.close()
 
@@ -448,8 +532,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         prefix = keys.conversation_prefix(name)
         return prefix + self.rows.encode(f"{prefix}{key!r}", list(key)).decode()
 
-    def _conversation(self, prefix: str, row: str) -> ConversationKey:
-        text = row[len(prefix) :].encode()
+    def _conversation(self, row: str) -> ConversationKey:
+        text = row.split("/", 2)[-1].encode()
         parts = self.rows.decode(row, text)
         if type(parts) is list and self.rows.encode(row, parts) == text:
             with suppress(TypeError):

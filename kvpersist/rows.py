@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
@@ -14,13 +14,23 @@ from typing import Any, Final, TypeAlias, TypeVar
 import orjson
 
 from kvpersist.codec import Codec, become
-from kvpersist.errors import DecodeError, DocumentError, EncodeError, StoreError, WriteError
+from kvpersist.errors import (
+    BadRowsError,
+    DecodeError,
+    DocumentError,
+    EncodeError,
+    StoreError,
+    WriteError,
+)
 from kvpersist.group_commit import Changes, GroupCommit
-from kvpersist.stores.store import Row, SeesOthers, Store
+from kvpersist.stores.store import Row, SeesOthers, SetsAside, Store
 
 D = TypeVar("D")
 Progress: TypeAlias = Callable[[str, int], None]
 """Called with a prefix of keys and how many of its rows have been loaded."""
+
+Bad: TypeAlias = tuple[DecodeError, bytes]
+"""Why a row cannot be read, and what was read."""
 
 _LOGGER = logging.getLogger("kvpersist")
 _SAY_EVERY: Final = 5.0
@@ -42,10 +52,18 @@ class Rows:
         store: Where they are.
         codec: How they are written.
         progress: Told about each page of rows that was loaded.
+        aside: Takes the rows that cannot be read. Without it they are errors.
     """
 
-    def __init__(self, store: Store, codec: Codec, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        codec: Codec,
+        progress: Progress | None = None,
+        aside: SetsAside | None = None,
+    ) -> None:
         self.store = store
+        self._aside = aside
         self.commits = GroupCommit(store)
         self.codec = codec
         self._progress = progress
@@ -116,9 +134,10 @@ class Rows:
     async def _load(self, prefix: str, take: Callable[[str, bytes], None]) -> None:
         """Call `take` with each row; tell about what takes long; give others their turns."""
         rows = 0
+        bad: list[Bad] = []
         start = said = time.monotonic()
         async for page in self.commits.scan(prefix):
-            _take_rows(page, take)
+            bad += _take_rows(page, take)
             rows += len(page)
             if self._progress is not None:
                 self._progress(prefix, rows)
@@ -126,14 +145,34 @@ class Rows:
                 said = time.monotonic()
                 _LOGGER.info("loading %s: %d rows in %.0f s", prefix, rows, said - start)
             await asyncio.sleep(0)
+        await self._settle(bad)
+
+    async def _settle(self, bad: Sequence[Bad]) -> None:
+        """Set aside rows that cannot be read, or raise for all of them."""
+        if not bad:
+            return
+        if self._aside is None:
+            raise bad[0][0] if len(bad) == 1 else BadRowsError([error for error, _ in bad])
+        known = {error.key: self.commits.known(error.key) for error, _ in bad}
+        await self._aside.set_aside([(error.key, text, str(error)) for error, text in bad])
+        for error, _ in bad:
+            _LOGGER.error("set aside: %s", error)
+            if not self._is_overtaken(error.key, known[error.key]):
+                self.forget(error.key)
 
     async def load_one(self, key: str, kind: type[D]) -> D | None:
         """Return the document of one row, or None if there is none. Raises as `load`."""
+        found: list[D] = []
+
+        def take(row: str, text: bytes) -> None:
+            found.append(self._take(row, text, kind))
+
         async with self.reading():
             others = await self._look()
-            rows = {row: text async for page in self.commits.scan(key) for row, text in page}
+            rows = [row async for page in self.commits.scan(key) for row in page if row[0] == key]
+            await self._settle(_take_rows(rows, take))
             self._agree(key, others)
-            return self._restore(key, rows[key], kind) if key in rows else None
+        return found[0] if found else None
 
     async def load_some(
         self, kinds: Mapping[str, type], is_wanted: Callable[[str], bool]
@@ -154,44 +193,49 @@ class Rows:
         others = await self._look()
         texts = await self.commits.read(kinds)
         documents: dict[str, Any] = {}
+        bad: list[Bad] = []
+
+        def take(key: str, text: bytes) -> None:
+            documents[key] = self._take(key, text, kinds[key])
+
         # From here on nothing awaits, until the caller has them.
         for key, kind in kinds.items():
-            if is_wanted(key) and not self._is_overtaken(key, known[key]):
-                documents[key] = self._restore_or_new(key, texts.get(key), kind)
+            if not is_wanted(key) or self._is_overtaken(key, known[key]):
+                continue
+            if (text := texts.get(key)) is None:
+                self.commits.forget(key)
+                documents[key] = kind()
+            else:
+                bad += _take_rows([(key, text)], take)
+            if key in documents:
                 self._agree(key, others)
+        if bad:
+            await self._settle(bad)
+            return {}  # what was read may have become old
         return documents
 
     def _is_overtaken(self, key: str, known: object) -> bool:
         """Whether a write of ours may be newer than what was read when this was `known`."""
         return self.commits.is_pending(key) or self.commits.known(key) is not known
 
-    def _restore_or_new(self, key: str, text: bytes | None, kind: type[D]) -> D:
-        if text is not None:
-            return self._restore(key, text, kind)
-        self.commits.forget(key)
-        return kind()
-
-    async def stream(self, prefix: str, kind: type[D]) -> AsyncIterator[tuple[str, D]]:
-        """Yield all documents as they are stored, by key; memory does not keep them.
+    async def stream(
+        self, prefix: str, name: Callable[[str], int], kind: type[D]
+    ) -> AsyncIterator[tuple[int, D]]:
+        """Yield all documents as they are stored, as `load` names them; memory does not keep them.
 
         Raises:
             OpenError, ReadError, DecodeError: As `load_some`.
         """
         await self.store.open()
         async for page in self.store.scan(prefix):
-            for key, text in page:
-                with naming(key):
-                    document = self.codec.decode_document(text, kind)
-                yield key, document
+            documents: list[tuple[int, D]] = []
 
-    def _restore(self, key: str, text: bytes, kind: type[D]) -> D:
-        restored: list[D] = []
+            def take(key: str, text: bytes, into: list[tuple[int, D]] = documents) -> None:
+                into.append((name(key), self.codec.decode_document(text, kind)))
 
-        def take(row: str, found: bytes) -> None:
-            restored.append(self._take(row, found, kind))
-
-        _take_rows([(key, text)], take)
-        return restored[0]
+            await self._settle(_take_rows(page, take))
+            for document in documents:
+                yield document
 
     def _take(self, key: str, text: bytes, kind: type[D]) -> D:
         """Return the document in a row, and note that memory and the store agree about it."""
@@ -235,29 +279,40 @@ class Rows:
             for key in documents:
                 self.doubt(key)
             raise
+        bad: list[Bad] = []
         # From here on nothing awaits, so that no handler can change a document in between.
         for key in old:
             if not self._is_overtaken(key, known[key]):
-                self._compare(key, texts.get(key), documents[key], kind, others)
+                bad += self._compare(key, texts.get(key), documents[key], kind, others)
         self._unread.difference_update(documents)
+        for error, _ in bad:
+            self.doubt(error.key)
+        await self._settle(bad)
 
     def _compare(
         self, key: str, text: bytes | None, document: D, kind: type[D], others: int | None
-    ) -> None:
+    ) -> list[Bad]:
         """Take over what another program has written, unless memory has changed too."""
+
+        def take(row: str, found: bytes) -> None:
+            become(document, self._take(row, found, kind))
+
         known = self.commits.known(key)
         is_first = known is None and key in self._unread  # whatever memory holds came before it
+        bad: list[Bad] = []
         if known is None if text is None else self.commits.holds(key, text):
             self._agree(key, others)
         elif not is_first and self.is_changed(key, document, kind):
             # It is looked at again, since what memory holds may not be for ever.
             if known != ():
                 _LOGGER.warning("%s: changed by another program and by the bot; the bot wins", key)
-        else:
-            self.doubt(key)
-            become(document, self._restore_or_new(key, text, kind))
-            self._unread.discard(key)
+        elif text is None:
+            become(document, kind())
+            self.commits.forget(key)
             self._agree(key, others)
+        elif not (bad := _take_rows([(key, text)], take)):
+            self._agree(key, others)
+        return bad
 
     def doubt(self, key: str) -> None:
         """Note that a row could not be read, until it can."""
@@ -358,17 +413,18 @@ def naming(key: str) -> Iterator[None]:
         raise
 
 
-def _take_rows(rows: Iterable[Row], take: Callable[[str, bytes], None]) -> None:
-    """Call `take` with each row, and let errors name the one that they are about."""
-    key = ""
-    try:
-        for key, text in rows:
+def _take_rows(rows: Iterable[Row], take: Callable[[str, bytes], None]) -> list[Bad]:
+    """Call `take` with each row; return those that cannot be read, each with the error of it."""
+    bad: list[Bad] = []
+    for key, text in rows:
+        try:
             take(key, text)
-    except EncodeError as error:  # it could not be stored again, since it is nested too deep, say
-        raise DecodeError(error.reason, key=key, path=error.path) from error
-    except DecodeError as error:
-        error.key = key
-        raise
+        except EncodeError as error:  # noqa: PERF203  nested too deep to be stored again, say
+            bad.append((DecodeError(error.reason, key=key, path=error.path), text))
+        except DecodeError as error:
+            error.key = key
+            bad.append((error, text))
+    return bad
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import time
 from asyncio import CancelledError
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, Final, TypeAlias
 
@@ -41,6 +41,7 @@ FAULTS: Final = (
     "broken before it took effect",
     "broken after it took effect",
     "cancelled by the engine",
+    "rescue refused",
 )
 """What the store may do to its callers, each with a likelihood of its own in each history."""
 DEEDS: Final = ("write", "flush", "close", "scan", "read", "forget", "cancel", "collect")
@@ -114,7 +115,7 @@ class World:
         self.chance = random.Random(seed)  # noqa: S311  it chooses moments, not secrets
         self.keys = [f"{'ab'[n % 2]}/{n}" for n in range(self.chance.choice([1, 2, 3, 4, 16]))]
         self.rows: dict[str, History] = defaultdict(History)
-        self.store = SimulatedStore(self)
+        self.store = self.chance.choice([SimulatedStore, RescuingStore])(self)
         self.commits = GroupCommit(self.store)
         self.tried: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -136,7 +137,7 @@ class World:
         for key, history in self.rows.items():
             if self.commits.is_pending(key):
                 continue
-            text = self.store.rows.get(key)
+            text = self.store.value(key)
             if text != history.texts[-1]:
                 self.say(f"{key} is not pending, but {text!r} instead of {history.texts[-1]!r}")
             for other in {*history.texts[-8:]} - {text}:
@@ -150,7 +151,7 @@ class World:
 
     def acknowledged(self, key: str, place: int) -> None:
         """Look whether the store holds what was handed in, or something newer."""
-        if not self.rows[key].reaches(text := self.store.rows.get(key), place):
+        if not self.rows[key].reaches(text := self.store.value(key), place):
             self.say(f"{key}: {self.rows[key].texts[place]!r} was lost, {text!r} is there")
 
     def places(self) -> dict[str, int]:
@@ -372,6 +373,7 @@ class World:
 
     def _meddle(self) -> None:
         """Change rows as another program does that has the store while it is closed."""
+        self.store.write_left()
         for key in self.keys:
             if not self.commits.is_pending(key) and self.chance.random() < 0.5:
                 text = self.chance.choice([None, b"%d" % next(self._numbers)])
@@ -389,6 +391,8 @@ class SimulatedStore:
     def __init__(self, world: World) -> None:
         chance = world.chance
         self.rows: dict[str, bytes] = {}
+        self.left: dict[str, Text] = {}
+        """What was rescued, and is written by the next who opens it."""
         self.raised: dict[int, BaseException] = {}
         self.is_well = False
         self._world = world
@@ -400,6 +404,7 @@ class SimulatedStore:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened = 0
         self._applying: object = None
+        self._rescuing: tuple[object, asyncio.Event] = None, asyncio.Event()
         self._begun: Mapping[str, Text] = {}
         """What may yet be written, or not, of a transaction that nobody waits for any more."""
 
@@ -413,15 +418,23 @@ class SimulatedStore:
         if self._loop is loop:
             return
         await self._take_time()
+        await self._until_rescued()
         self._fail("open refused", OpenError("no such folder"))
         if self._loop is not loop:
             self._settle()
+            self.write_left()
             self._loop, self._applying = loop, None
             self._opened += 1
+
+    async def _until_rescued(self) -> None:
+        loop, has_ended = self._rescuing
+        if loop is asyncio.get_running_loop():
+            await has_ended.wait()
 
     async def close(self) -> None:
         try:
             await self._take_time()
+            await self._until_rescued()
         except CancelledError:  # which does not keep it from being closed
             self._give_up()
             raise
@@ -443,6 +456,7 @@ class SimulatedStore:
 
     async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
         after = ""
+        self._check_open(self._opened, ReadError("not open"))
         while keys := sorted(key for key in self.rows if key.startswith(prefix) and key > after):
             page = await self.read(keys[:2])
             yield [*page.items()]
@@ -472,6 +486,17 @@ class SimulatedStore:
         finally:
             if self._applying is begun:
                 self._applying = None
+
+    def value(self, key: str) -> Text:
+        """Return what the next who opens it will find."""
+        return self.left[key] if key in self.left else self.rows.get(key)
+
+    def write_left(self) -> None:
+        """Write what was rescued."""
+        left, self.left = self.left, {}
+        self._world.tried["rescued rows written"] += bool(left)
+        for key, text in left.items():
+            self.put(key, text)
 
     def put(self, key: str, text: Text) -> None:
         """Write one row."""
@@ -522,6 +547,26 @@ class SimulatedStore:
     def _raise(self, error: Exception) -> None:
         self.raised[id(error)] = error  # which keeps it, so that no other gets the same id
         raise error
+
+
+class RescuingStore(SimulatedStore):
+    """One that can keep rows elsewhere when it is closed."""
+
+    async def rescue(self, changes: Mapping[str, Text]) -> str:
+        self._check_open(self._opened, UnavailableError("not open"))
+        if self._applying is not None:
+            self._world.say("rows are rescued while others are written")
+        rescued = dict(changes)
+        self._give_up()
+        loop = asyncio.get_running_loop()
+        self._rescuing = loop, (has_ended := asyncio.Event())
+        with suppress(CancelledError):
+            await self._take_time()
+        has_ended.set()
+        self._fail("rescue refused", WriteError("no room"))
+        self._world.tried["rescue"] += 1
+        self.left |= rescued
+        return "elsewhere"
 
 
 def simulate(seed: int) -> Counter[str]:

@@ -3,53 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import locked_by_another_program, quota
 from stores import stored
 
 from kvpersist import (
     DecodeError,
     EncodeError,
     KVPersistence,
+    OpenError,
     ReadError,
     SqliteStore,
     WriteError,
 )
-
-LOCKER = (
-    "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-    "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); input(); c.execute('ROLLBACK')"
-)
-
-
-@contextmanager
-def locked_by_another_program(path: Path) -> Iterator[None]:
-    """Have another process hold the write lock of a database."""
-    command = [sys.executable, "-c", LOCKER, str(path)]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as locker:
-        assert locker.stdout is not None
-        assert locker.stdout.readline() == "locked\n"
-        yield
-        locker.communicate("\n")
-
-
-@contextmanager
-def quota(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def test_a_short_lock_of_another_program_is_waited_for(bot_db: Path) -> None:
@@ -294,7 +265,7 @@ async def test_what_an_earlier_run_could_not_write_is_written_first(bot_db: Path
             await persistence.update_chat_data(1, {"n": 2})
         with pytest.raises(WriteError):
             await persistence.flush()
-        with pytest.raises(WriteError):
+        with pytest.raises(OpenError):
             await persistence.get_chat_data()
     assert await persistence.get_chat_data() == {1: {"n": 2}}
     await persistence.flush()

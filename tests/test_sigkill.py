@@ -1,13 +1,12 @@
 """A process that is killed with SIGKILL loses nothing that was acknowledged.
 
-KVPERSIST_KILL_ROUNDS says how often, KVPERSIST_SEED how many lines a process may say each time.
+KVPERSIST_KILL_ROUNDS says how often, KVPERSIST_SEED when. ``make torture`` does it for long.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,31 +14,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from torture import RACERS, Race, Torture
 
 ROUNDS = int(os.environ.get("KVPERSIST_KILL_ROUNDS", "24"))
 SEED = int(os.environ.get("KVPERSIST_SEED", "1"))
-WRITER = """
-import asyncio, sys
-from kvpersist import KVPersistence
-
-persistence = KVPersistence(sys.argv[1])
-
-async def write(chat, number):
-    await persistence.update_chat_data(chat, {"n": number, "text": "x" * (number % 3000)})
-    await persistence.update_conversation(name="c", key=(chat, 1), new_state=number)
-    print(chat, number, flush=True)
-
-async def main():
-    chats = await persistence.get_chat_data()
-    await persistence.get_conversations("c")
-    start = max((chat["n"] for chat in chats.values()), default=0)
-    print("started", len(chats), flush=True)
-    for number in range(start + 1, sys.maxsize):
-        await asyncio.gather(*(write(chat, number) for chat in range(8)))
-
-asyncio.run(main())
-"""
-
 KILLED_START = """
 import asyncio, os, signal, sqlite3, sys
 from kvpersist import KVPersistence
@@ -70,38 +48,47 @@ asyncio.run(main())
 """
 
 
-def run_and_kill(path: Path, lines: int) -> list[str]:
-    """Run the writer, kill it after that many lines of output, return all that it said."""
-    command = [sys.executable, "-c", WRITER, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        said = [writer.stdout.readline() for _ in range(lines)]
-        writer.kill()
-        said += writer.stdout.readlines()
-    assert writer.returncode == -9
-    return [line for line in said if line.endswith("\n")]
-
-
 def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    """In every round each row is at least as new as the last write that returned, none is torn."""
-    path = tmp_path / "bot.db"
-    chance = random.Random(SEED)  # noqa: S311  it chooses moments, not secrets
+    """In every round all that returned is there, no transaction is torn, and the next bot starts.
+
+    Whatever the bot was doing: starting, writing, dropping, checkpointing, closing, backing up.
+    """
     print(f"KVPERSIST_SEED={SEED} KVPERSIST_KILL_ROUNDS={ROUNDS}")  # noqa: T201  to repeat it
-    acknowledged: dict[int, int] = {}
+    torture = Torture(tmp_path, SEED)
     for _ in range(ROUNDS):
-        first, *lines = run_and_kill(path, chance.randrange(1, 120))
-        assert int(first.split()[1]) >= len(acknowledged)
-        for line in lines:
-            chat, number = map(int, line.split())
-            acknowledged[chat] = number
-        with closing(sqlite3.connect(path)) as reader:
-            rows = dict(reader.execute("SELECT key, value FROM documents"))
-            assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        for chat, number in acknowledged.items():
-            document = json.loads(rows[f"chat/{chat}"])
-            assert document["n"] >= number
-            assert document["text"] == "x" * (document["n"] % 3000)
-            assert json.loads(rows[f"conversation/c/[{chat},1]"]) >= number
+        torture.round()
+    assert torture.lost == []
+    assert torture.killed.total() == ROUNDS
+    assert torture.done["wrote"] > ROUNDS
+
+
+def test_what_is_lost_is_noticed(tmp_path: Path) -> None:
+    """The rounds can tell: a row that is older than acknowledged, or gone, or half of a write."""
+    torture = Torture(tmp_path, SEED)
+    while not torture.done["user-dropped"] or not torture.done["wrote"]:
+        torture.round()
+    with closing(sqlite3.connect(torture.path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # all of it in one file
+    assert torture._acknowledged.lost_from(torture.path) == []
+    changed = tmp_path / "changed.db"
+    for statement in (
+        """UPDATE documents SET value = '{"n": 0}' WHERE key = 'chat/1'""",
+        "UPDATE documents SET value = '0' WHERE key = 'conversation/c/[1,1]'",
+        "DELETE FROM documents WHERE key = 'chat/7'",
+        "DELETE FROM documents WHERE key LIKE 'user/-%'",
+    ):
+        shutil.copyfile(torture.path, changed)
+        with closing(sqlite3.connect(changed, isolation_level=None)) as connection:
+            connection.execute(statement)
+            assert connection.total_changes
+        assert torture._acknowledged.lost_from(changed), statement
+
+
+def test_of_twenty_that_start_at_the_same_time_one_owns_the_file(tmp_path: Path) -> None:
+    """Each time, by whatever name, right after the owner was killed, though its child lives on."""
+    with closing(Race(tmp_path / "bot.db")) as race:
+        for _ in range(4):
+            assert race.run() == {"won": 1, "in-use": RACERS - 1}
 
 
 @pytest.mark.parametrize(
@@ -125,4 +112,6 @@ def test_a_start_that_is_killed_can_be_repeated(tmp_path: Path, statement: str, 
     path = tmp_path / "bot.db"
     command = [sys.executable, "-c", KILLED_START, str(path), statement, str(times)]
     assert subprocess.run(command, timeout=60, check=False).returncode == -9
-    assert run_and_kill(path, 1)[0].startswith("started ")
+    torture = Torture(tmp_path, SEED)
+    torture.round()
+    assert torture.lost == []

@@ -24,7 +24,14 @@ def test_nothing_is_lost_whatever_happens(caplog: pytest.LogCaptureFixture) -> N
     for seed in SEEDS:
         tried += simulate(seed)
     if SEED is None:
-        assert {*FAULTS, *DEEDS, *ENDS, "transaction", "cancelled transaction"} <= tried.keys()
+        assert {
+            *FAULTS,
+            *DEEDS,
+            *ENDS,
+            "transaction",
+            "cancelled transaction",
+            "rescue",
+        } <= tried.keys()
 
 
 def test_a_history_can_be_repeated(caplog: pytest.LogCaptureFixture) -> None:

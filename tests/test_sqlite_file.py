@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from kvpersist import (
     StoreInUseError,
 )
 from kvpersist.stores import sqlite_file
+from kvpersist.stores.sqlite_schema import SCHEMA
 
 APPLICATION_ID = 0x6B767073
 DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
@@ -170,7 +171,7 @@ def test_a_bot_killed_while_it_creates_the_file_starts_again(bot_db: Path) -> No
         f"path = f.Path({str(bot_db)!r})\n"
         "f._create_private(path); c = sqlite3.connect(path, isolation_level=None)\n"
         "c.execute('PRAGMA cache_size = 1'); c.execute('PRAGMA cache_spill = 1')\n"
-        "c.executescript(f._SCHEMA.replace('COMMIT;', ''))\n"
+        "c.executescript(f.SCHEMA.replace('COMMIT;', ''))\n"
         "c.execute('CREATE TABLE filler (x)')\n"
         "c.executemany('INSERT INTO filler VALUES (?)', [('x' * 4000,)] * 500)\n" + DIE
     )
@@ -259,6 +260,169 @@ async def test_files_of_others_are_refused_and_left_alone(
     after.pop("bot.db-shm", None)
     assert str(bot_db) in str(caught.value)
     assert after == before
+
+
+def tampered(*statements: str) -> Callable[[Path], None]:
+    """Make one of kvpersist's files, in which somebody has run `statements`."""
+
+    def make(path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.executescript(SCHEMA)
+            connection.execute("PRAGMA writable_schema = ON")
+            for statement in statements:
+                connection.execute(statement)
+
+    return make
+
+
+def remade(sql: str) -> Callable[[Path], None]:
+    """Make one of kvpersist's files with another table, or view, `documents`."""
+    return tampered("DROP TABLE documents", sql)
+
+
+TRIGGER = "CREATE TRIGGER t {} ON documents BEGIN SELECT load_extension('x'); END"
+COLUMNS = "key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL, version INTEGER NOT NULL"
+TAMPERED = {
+    "a column more": (
+        tampered("ALTER TABLE documents ADD COLUMN owner TEXT"),
+        "not made; restore it from a backup.*owner TEXT",
+    ),
+    "a column less": (remade(f"CREATE TABLE documents ({COLUMNS})"), "has not made"),
+    "a check": (
+        remade(f"CREATE TABLE documents ({COLUMNS}, updated_at INTEGER NOT NULL CHECK (abs(1)))"),
+        "has not made",
+    ),
+    "a default": (
+        remade(f"CREATE TABLE documents ({COLUMNS}, updated_at INTEGER NOT NULL DEFAULT (abs(1)))"),
+        "has not made",
+    ),
+    "a generated column": (
+        remade(
+            f"CREATE TABLE documents ({COLUMNS}, updated_at INTEGER NOT NULL AS (abs(version)))"
+        ),
+        "has not made",
+    ),
+    "a reference": (
+        remade(f"CREATE TABLE documents ({COLUMNS}, updated_at INTEGER NOT NULL REFERENCES o)"),
+        "has not made",
+    ),
+    "a long text": (
+        remade(f"CREATE TABLE documents ({COLUMNS}, updated_at INTEGER CHECK ('{'x' * 9999}'))"),
+        "has not made",
+    ),
+    "a view": (remade("CREATE VIEW documents AS SELECT load_extension('x')"), "has not made.*VIEW"),
+    "a virtual table": (
+        remade("CREATE VIRTUAL TABLE documents USING fts5(key, value, version, updated_at)"),
+        "has not made.*VIRTUAL",
+    ),
+    "a trigger at an insert": (tampered(TRIGGER.format("AFTER INSERT")), r"a trigger .*\['t'\]"),
+    "a trigger at an update": (
+        tampered(TRIGGER.format("BEFORE UPDATE OF version")),
+        "a trigger on a table of kvpersist",
+    ),
+    "a trigger at a removal": (tampered(TRIGGER.format("AFTER DELETE")), "DROP TRIGGER"),
+    "a trigger that says it is a table's": (
+        tampered(
+            TRIGGER.format("AFTER INSERT"),
+            "UPDATE sqlite_master SET type = 'table', tbl_name = 'o' WHERE name = 't'",
+        ),
+        "a trigger on a table of kvpersist|malformed",  # SQLite sees this one by itself
+    ),
+    "a trigger at setting aside": (
+        tampered("CREATE TRIGGER t AFTER INSERT ON set_aside BEGIN SELECT 1; END"),
+        "a trigger on a table of kvpersist",
+    ),
+    "a view to set aside into": (
+        tampered("DROP TABLE set_aside", "CREATE VIEW set_aside AS SELECT 1"),
+        "has not made.*VIEW",
+    ),
+    "another table to set aside into": (
+        tampered("DROP TABLE set_aside", "CREATE TABLE Set_Aside (key PRIMARY KEY, value)"),
+        "has not made",
+    ),
+    "a harmless trigger": (
+        tampered("CREATE TRIGGER t AFTER INSERT ON documents BEGIN SELECT 1; END"),
+        "a trigger on a table of kvpersist",
+    ),
+    "an index": (tampered("CREATE UNIQUE INDEX i ON documents (value)"), "an index 'i'"),
+    "an index of an expression": (
+        tampered("CREATE INDEX i ON documents (json_extract(value, '$.n'))"),
+        "an index 'i'",
+    ),
+    "an index that says it is another's": (
+        tampered(
+            "CREATE INDEX i ON documents (abs(value))",
+            "UPDATE sqlite_master SET tbl_name = 'o' WHERE name = 'i'",
+        ),
+        "an index 'i'|malformed",  # a newer SQLite sees it by itself
+    ),
+    "a function that nobody knows": (
+        tampered(
+            "UPDATE sqlite_master SET sql = 'CREATE TABLE documents (a AS (f(1)), b AS (c))'"
+            " WHERE name = 'documents'",
+        ),
+        "has not made|malformed",
+    ),
+    "no schema number": (tampered("PRAGMA user_version = 0"), "schema 0 .*no kvpersist writes"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), TAMPERED.values(), ids=TAMPERED)
+async def test_a_table_that_kvpersist_has_not_made_is_refused(
+    bot_db: Path, make: Callable[[Path], None], words: str
+) -> None:
+    """Nothing that somebody put into the file runs; the short error says what was found."""
+    make(bot_db)
+    before = content(bot_db.parent)
+    with pytest.raises(OpenError, match=words) as caught:
+        await SqliteStore(bot_db).open()
+    assert str(bot_db) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    before |= {"bot.db-lock": b""}  # it is kvpersist's file
+    assert content(bot_db.parent) | {"bot.db-lock": b""} == before
+
+
+async def test_another_encoding_is_refused(bot_db: Path) -> None:
+    """Texts would be read as what they are not."""
+    with closing(sqlite3.connect(bot_db)) as connection:
+        connection.execute("PRAGMA encoding = 'UTF-16'")
+        connection.executescript(SCHEMA)
+    with pytest.raises(OpenError, match="the encoding UTF-16"):
+        await SqliteStore(bot_db).open()
+
+
+async def test_tables_of_others_may_be_beside_the_documents(bot_db: Path) -> None:
+    """They stay as they are, whatever they say of the documents; so does a table that was moved."""
+    make = tampered(
+        "CREATE TABLE notes (chat REFERENCES documents ON DELETE CASCADE, note)",
+        "CREATE TABLE log (note)",
+        "CREATE TRIGGER t INSERT ON notes BEGIN INSERT INTO log VALUES (new.note); END",
+        "CREATE INDEX i ON notes (abs(note))",
+        "CREATE VIEW v AS SELECT load_extension(key) FROM documents",
+        "INSERT INTO notes VALUES ('chat/1', 5)",
+        "ALTER TABLE documents RENAME TO hidden",
+        "ALTER TABLE hidden RENAME TO documents",
+        "ANALYZE",
+    )
+    make(bot_db)
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"{}"})
+    await store.apply({"chat/1": None})
+    await store.close()
+    with closing(sqlite3.connect(bot_db)) as connection:
+        assert connection.execute("SELECT * FROM notes, log").fetchall() == [("chat/1", 5, 5)]
+
+
+async def test_nothing_in_the_file_is_trusted(bot_db: Path) -> None:
+    """Both connections are set so, whatever SQLite was built with."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    assert store._opened is not None
+    for connection in (store._opened.writer, store._opened.reader):
+        for pragma, value in {"trusted_schema": 0, "cell_size_check": 1, "foreign_keys": 0}.items():
+            assert await connection.fetch(f"PRAGMA {pragma}") == [(value,)]
+    await store.close()
 
 
 async def test_a_directory_is_refused(tmp_path: Path) -> None:
@@ -388,7 +552,7 @@ def test_a_loop_that_ends_while_the_file_is_opened_leaves_nothing(
             super().close()
             has_closed.set()
 
-    def open_late(path: str, _: float) -> sqlite3.Connection:
+    def open_late(path: str, *_: object) -> sqlite3.Connection:
         assert may_open.wait(60)
         return sqlite3.connect(path, factory=Noted, check_same_thread=False)
 
@@ -533,3 +697,17 @@ def test_other_wrong_arguments_are_refused_at_once(wrong: dict[str, object]) -> 
     """Each of them is named, with what was given."""
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         KVPersistence("bot.db", **wrong)  # type: ignore[call-overload]
+
+
+async def test_a_file_of_before_rows_were_set_aside_is_opened(bot_db: Path) -> None:
+    """What it lacks is added; its rows are as they were."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"{}"})
+    await store.close()
+    with closing(sqlite3.connect(bot_db)) as connection:
+        connection.execute("DROP TABLE set_aside")
+    await store.open()
+    await store.set_aside([("chat/1", b"{}", "no reason")])
+    assert await store.read(["chat/1"]) == {}
+    await store.close()

@@ -14,7 +14,7 @@ from telegram.ext import CommandHandler, JobQueue
 
 from kvpersist import KVPersistence, MemoryStore, Store, application_builder
 
-PERSISTENCE = ("store_data", "types", "lazy", "max_documents")
+PERSISTENCE = ("store_data", "types", "lazy", "max_documents", "on_bad_row")
 """Options that are not the builder's."""
 
 

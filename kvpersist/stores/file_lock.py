@@ -24,6 +24,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = os.fspath(path)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(self._descriptor, 0o600)  # whatever the umask took away
@@ -31,7 +32,16 @@ class FileLock:
         except BaseException:
             os.close(self._descriptor)
             raise
+        self._file = os.fstat(self._descriptor)
         _HELD.add(self)
+
+    def is_in_place(self) -> bool:
+        """Whether the file is where it was, so that nobody can lock another of its name."""
+        try:
+            found = os.stat(self.path)  # noqa: PTH116  a Path takes twice as long
+        except OSError:
+            return False
+        return os.path.samestat(found, self._file)
 
     def release(self) -> None:
         """Let go of the lock. Does nothing if that was done."""

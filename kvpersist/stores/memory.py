@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Final
 
-from kvpersist.stores.store import Row
+from kvpersist.stores.store import BadRow, Row
 
 _PAGE_ROWS: Final = 500
 
@@ -17,10 +17,12 @@ class MemoryStore:
 
     Attributes:
         rows: The stored documents: the JSON text of each key.
+        aside: The rows that could not be read, with the reason of each.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, bytes] = {}
+        self.aside: list[BadRow] = []
 
     async def open(self) -> None:
         """Do nothing: there is nothing to open."""
@@ -45,3 +47,10 @@ class MemoryStore:
                 self.rows.pop(key, None)
             else:
                 self.rows[key] = text
+
+    async def set_aside(self, rows: Collection[BadRow]) -> None:
+        """Move rows to `aside`; one that is not what was read any more stays."""
+        for key, text, reason in rows:
+            if self.rows.get(key) == text:
+                del self.rows[key]
+                self.aside.append((key, text, reason))

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import time
 import warnings
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import Any, Final
 
-from kvpersist.errors import ConfigurationError, ReadError, UnavailableError, WriteError
-from kvpersist.stores.sqlite_file import FileConnection, open_file, open_reader
-from kvpersist.stores.sqlite_thread import SqliteThread
-from kvpersist.stores.store import Row
+from kvpersist.errors import (
+    BackupError,
+    ConfigurationError,
+    OpenError,
+    ReadError,
+    UnavailableError,
+    WriteError,
+)
+from kvpersist.stores import rescue
+from kvpersist.stores.sqlite_backup import Progress, back_up
+from kvpersist.stores.sqlite_damage import advice, is_damage, survey
+from kvpersist.stores.sqlite_file import (
+    FileConnection,
+    leave_beside,
+    open_file,
+    open_reader,
+)
+from kvpersist.stores.sqlite_place import LockRemovedError, MovedError, Place, is_unavailable
+from kvpersist.stores.sqlite_rescue import write_rescued
+from kvpersist.stores.sqlite_statements import READ, SCAN, SET_ASIDE, after, transaction
+from kvpersist.stores.sqlite_thread import SqliteThread, begin_in_daemon
+from kvpersist.stores.store import BadRow, Row
+
+_LOGGER = logging.getLogger("kvpersist")
 
 _PAGE_ROWS: Final = 500
 _READ_KEYS: Final = 500
 """Below SQLITE_MAX_VARIABLE_NUMBER of every SQLite, 999 (https://sqlite.org/limits.html#9)."""
-
-_PUT: Final = """
-    INSERT INTO documents (key, value, version, updated_at) VALUES (?, ?, 1, ?)
-    ON CONFLICT (key) DO UPDATE
-    SET value = excluded.value, version = version + 1, updated_at = excluded.updated_at
-"""
-_REMOVE: Final = "DELETE FROM documents WHERE key = ?"
-_APPLY: Final = f"{_REMOVE};{_PUT}"
-# CAST, because a value that another program wrote may have any type, and bytes need no decoding.
-_READ: Final = "SELECT key, CAST(value AS BLOB) FROM documents WHERE key IN ({})"
-_SCAN: Final = """
-    SELECT key, CAST(value AS BLOB) FROM documents WHERE key >= ? AND key < ? ORDER BY key LIMIT ?
-"""
 
 
 class SqliteStore:
@@ -43,6 +52,10 @@ class SqliteStore:
     write short transactions; a second `SqliteStore` is refused (see `StoreInUseError`) for as long
     as this one is open, by a lock on ``<file>-lock`` that ends with the process, however it ends.
     A connection of its own for reading never waits for what is being written.
+
+    A write-ahead log of more than 16 MiB is emptied at the end of a write, which waits for those
+    who read just then: 0.1 seconds, and twice as long, up to `busy_timeout`, each time that the log
+    has become twice as large because they read for longer.
 
     Args:
         path: The file. Its folder must exist; the file need not.
@@ -55,7 +68,9 @@ class SqliteStore:
         Only names of one file that end at the same real path are told to be the same: not hard
         links, and not a file reached through two mounts. Do not open and close the file in the
         bot's own process other than through SQLite, as to copy it: POSIX takes SQLite's locks away
-        then (https://sqlite.org/howtocorrupt.html, section 2.2).
+        then (https://sqlite.org/howtocorrupt.html, section 2.2). A file that is removed, renamed or
+        replaced is noticed at the next write, as is the removal of what lies beside it; one that is
+        written over in its place, as ``cp`` does it, is not.
     """
 
     def __init__(self, path: str | PathLike[str], *, busy_timeout: float = 5.0) -> None:
@@ -63,6 +78,8 @@ class SqliteStore:
         self._busy_timeout = busy_timeout
         self._opened: _Opened | None = None
         self._others = 0
+        self._lost: str | None = None
+        """In which state the file was that is not where it was, if it is not back."""
         self._lifecycle: asyncio.Lock | None = None
         self._lifecycle_loop: asyncio.AbstractEventLoop | None = None
 
@@ -88,9 +105,11 @@ class SqliteStore:
             StoreInUseError: Another `SqliteStore` has the file open.
             NotAStoreError: The file belongs to another program. It was left as it is.
             NewerSchemaError: A newer kvpersist has written the file. It was left as it is.
-            OpenError: No such folder, no permission, a directory, a damaged file.
+            OpenError: No such folder, no permission, a directory, a damaged file. Or a write was
+                refused because the file was not where it was, and it is not back: only a new
+                `SqliteStore` takes what is there now.
         """
-        if self._opened is None or self._opened.loop is not asyncio.get_running_loop():
+        if self._is_stale(self._opened):
             # Shielded: a caller that gives up must not leave a connection that nobody knows.
             await asyncio.shield(self._open())
 
@@ -98,6 +117,10 @@ class SqliteStore:
         """Move the write-ahead log into the file, close it and let others have it.
 
         The log stays when another program is still reading; the next start takes it up.
+
+        Raises:
+            UnavailableError: The file or its log is not where it was, and what was written last
+                cannot be moved into the file now. It stays open, so that this can be tried again.
         """
         await asyncio.shield(self._close())
 
@@ -105,13 +128,14 @@ class SqliteStore:
         """Return the values of those of `keys` that exist. One statement for each 500 keys.
 
         Raises:
-            ReadError: SQLite could not read the file.
+            ReadError: SQLite could not read the file. If it is damaged the error says how many rows
+                can be read, and names the first of those that cannot.
         """
         wanted = list(keys)
         found: dict[str, bytes] = {}
         for start in range(0, len(wanted), _READ_KEYS):
             some = wanted[start : start + _READ_KEYS]
-            found.update(await self._fetch(_READ.format(",".join("?" * len(some))), some))
+            found.update(await self._fetch(READ.format(",".join("?" * len(some))), some))
         return found
 
     async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
@@ -120,8 +144,8 @@ class SqliteStore:
         Raises:
             ReadError: SQLite could not read the file.
         """
-        start, end = prefix, _after(prefix)
-        while rows := await self._fetch(_SCAN, (start, end, _PAGE_ROWS)):
+        start, end = prefix, after(prefix)
+        while rows := await self._fetch(SCAN, (start, end, _PAGE_ROWS)):
             yield rows
             start = rows[-1][0] + "\0"
 
@@ -129,31 +153,130 @@ class SqliteStore:
         """Write all of `changes` or none, in one transaction; None removes the row.
 
         When this returns the transaction is on the disk. Another program's transaction is waited
-        for, off the event loop, for `busy_timeout` seconds.
+        for, off the event loop, for `busy_timeout` seconds. If somebody has removed the log, all
+        that was in it is moved into the file, and `open` has to be called again.
 
         Raises:
             UnavailableError: Another program's transaction did not end, or the store is not open.
+                Or the file is not where it was opened any more: somebody has removed, renamed or
+                replaced it. When that file is back, writing works again. Or its lock was removed,
+                and another bot has taken the file meanwhile.
             WriteError: Nothing was written: the disk is full, the file is read-only, ….
         """
-        if self._opened is None:
-            raise UnavailableError(f"{self.path}: the store is not open; await open() first")
-        now = time.time_ns() // 1_000_000
-        rows = tuple(changes.items())
-        # The thread makes them, one by one.
-        removes = ((key,) for key, text in rows if text is None)
-        puts = ((key, text.decode(), now) for key, text in rows if text is not None)
+        await self._write(changes, *transaction(changes))
+
+    async def _write(
+        self, keys: Collection[str], sql: str, parameters: Iterable[Iterable[Any]]
+    ) -> None:
+        """Make one transaction in one hop to the thread: see FileConnection.executemany."""
+        if (opened := self._opened) is None or opened.is_ending:
+            raise UnavailableError(str(self._not_open()))
         try:
-            # One call, and so one hop to the thread: see FileConnection.executemany.
-            if None in changes.values():
-                await self._opened.writer.execute_many(_APPLY, [removes, puts])
-            else:
-                await self._opened.writer.execute_many(_PUT, [puts])
+            await opened.writer.execute_many(sql, parameters)
+            self._lost = None
+        except MovedError as error:
+            if not error.is_beside:
+                self._lost = opened.file.lost_state
+                raise UnavailableError(str(error)) from error
+            _LOGGER.warning("%s. All that was in the log is saved", error)
+            await self.close()
+        except LockRemovedError as error:
+            _LOGGER.warning("%s", error)
+            await self._own_anew()
+            await self._write(keys, sql, parameters)  # of which nothing was used
         except (sqlite3.Error, ValueError) as error:
-            if "locked" in str(error):
+            if is_unavailable(error):
                 reason = f"{self.path}: {error}; end the other program's transaction"
                 raise UnavailableError(reason) from error
-            reason = f"{self.path}: {error}; see that the disk has room and the file may be written"
-            raise WriteError(reason, keys=changes) from error
+            what_to_do = "see that the disk has room and the file may be written"
+            if is_damage(error):
+                what_to_do = advice(self.path)
+            raise WriteError(f"{self.path}: {error}; {what_to_do}", keys=keys) from error
+
+    async def _own_anew(self) -> None:
+        await self.close()
+        try:
+            await self.open()
+        except OpenError as error:
+            raise UnavailableError(str(error)) from error
+
+    async def set_aside(self, rows: Collection[BadRow]) -> None:
+        """Move rows, as they are, from the table ``documents`` to the table ``set_aside``.
+
+        A row that is not what was read any more stays. Each can be set aside any number of times.
+
+        Raises:
+            WriteError: Nothing was moved. As `apply`.
+        """
+        now = time.time_ns() // 1_000_000
+        copied = ((reason, now, key, text) for key, text, reason in rows)
+        removed = ((key, text) for key, text, _ in rows)
+        await self._write([key for key, *_ in rows], SET_ASIDE, [copied, removed])
+
+    async def rescue(self, changes: Mapping[str, bytes | None]) -> str:
+        """Leave rows in ``<file>-rescue``, readable by its owner alone, durably, and close.
+
+        The next `open` writes them before all else, and says so in the log. If the file is not
+        where it was, only one that is in the same state gets them.
+
+        Raises:
+            WriteError: There is no room for that either; another bot has the file; or this never
+                had it.
+        """
+        async with self._alone():
+            opened = self._opened
+            if opened is not None:
+                opened.is_ending = True  # nobody writes what is newer than what is being left
+                try:
+                    await self._save_log(opened)
+                except UnavailableError:
+                    opened.is_ending = False
+                    raise
+                leave = partial(opened.file.rescue, self.path, changes)
+            elif self._others:
+                leave = partial(leave_beside, self.path, changes, self._lost)
+            else:
+                raise UnavailableError(str(self._not_open()))
+            leaving = begin_in_daemon(leave, lambda _: None)
+            while not leaving.done():
+                with suppress(asyncio.CancelledError):  # or nobody would know what became of it
+                    await asyncio.wait([leaving])
+            if opened is not None:
+                self._opened = None
+                await opened.close()
+        try:
+            return str(leaving.result())
+        except (OSError, ValueError, OpenError) as error:
+            raise WriteError(f"{rescue.place_of(self.path)}: {error}", keys=changes) from error
+
+    async def backup(self, path: str | PathLike[str], progress: Progress | None = None) -> None:
+        """Copy all rows, as they are at one moment, into a new file, while they are being written.
+
+        The copy has every write that returned before this was called. It is a file that a bot can
+        open, readable by its owner alone, and it gets its name when all of it is on the disk. Until
+        then it is a file ``.kvpersist-…`` of the same folder, which a killed process may leave.
+
+        Writes go on meanwhile. The write-ahead log grows by what they write until the copy ends.
+
+        Args:
+            path: The new file. Nothing is overwritten.
+            progress: Called after each megabyte or so, with the number of pages that were copied,
+                and of pages in all; not in the thread of the event loop. What it raises ends the
+                copying, and is raised here.
+
+        Raises:
+            ConfigurationError: `path` is no path of a file.
+            BackupError: There is no copy, and nothing was left behind.
+        """
+        name = _name(path)
+        if self._opened is None:
+            raise BackupError(f"{self.path}: the store is not open; await open() first")
+        file = self._opened.file
+        file.copies += 1
+        try:
+            await back_up(partial(self._connect_to_copy, file.place), name, progress)
+        finally:
+            file.copies -= 1
 
     def others_seen(self) -> int | None:
         """Return what `see_others` would return; None if SQLite has to be asked."""
@@ -186,11 +309,18 @@ class SqliteStore:
 
     async def _open(self) -> None:
         async with self._alone():
-            loop = asyncio.get_running_loop()
-            if self._opened is not None and self._opened.loop is not loop:
-                opened, self._opened = self._opened, None
-                await opened.leave_behind()
+            if (opened := self._opened) is not None and self._is_stale(opened):
+                try:
+                    await self._save_log(opened)
+                except UnavailableError as error:
+                    raise OpenError(str(error)) from error
+                self._opened = None
+                await opened.close()
             self._opened = self._opened or await self._connect()
+
+    def _is_stale(self, opened: _Opened | None) -> bool:
+        """Whether there is no connection that can be used here."""
+        return opened is None or opened.is_ending or opened.loop is not asyncio.get_running_loop()
 
     async def _connect(self) -> _Opened:
         files: list[FileConnection] = []
@@ -204,19 +334,41 @@ class SqliteStore:
         return _Opened(writer, reader, asyncio.get_running_loop(), files[0], files[0].seen[1])
 
     def _open_file(self, files: list[FileConnection]) -> sqlite3.Connection:
-        connection = open_file(self.path, self._busy_timeout)
+        # Those who still have rows of a file that is lost must not write them into another: it
+        # would have these rows alone, or be a mixture.
+        connection = open_file(self.path, self._busy_timeout, self._lost)
         # For good, since the program may change its working directory.
         self.path = os.path.realpath(self.path)
+        try:
+            write_rescued(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
         files.append(connection)
+        return connection
+
+    def _connect_to_copy(self, place: Place) -> sqlite3.Connection:
+        connection = open_reader(self.path, self._busy_timeout)
+        try:
+            place.check()  # or it would be a copy of another file
+        except MovedError:
+            connection.close()
+            raise
         return connection
 
     async def _close(self) -> None:
         async with self._alone():
-            opened, self._opened = self._opened, None
-            if opened is not None and opened.loop is asyncio.get_running_loop():
+            if (opened := self._opened) is not None:
+                await self._save_log(opened)
+                self._opened = None
                 await opened.close()
-            elif opened is not None:
-                await opened.leave_behind()
+
+    async def _save_log(self, opened: _Opened) -> None:
+        """Move a log that no start would find into the file; a start takes up all others."""
+        try:
+            await begin_in_daemon(opened.file.save_log, lambda _: None)
+        except MovedError as error:
+            raise UnavailableError(str(error)) from error
 
     async def _fetch(
         self, sql: str, parameters: Iterable[object], by: SqliteThread | None = None
@@ -226,7 +378,18 @@ class SqliteStore:
         try:
             return await (by or self._opened.reader).fetch(sql, parameters)
         except (sqlite3.Error, ValueError) as error:
-            raise ReadError(f"{self.path}: {error}") from error
+            if not is_damage(error):
+                raise ReadError(f"{self.path}: {error}") from error
+            found = await self._survey(self._opened)
+            reason = f"{self.path}: {error}; {advice(self.path)}. {found}"
+            raise ReadError(reason) from error
+
+    async def _survey(self, opened: _Opened) -> str:
+        """Say what can still be read; look for it once, since each handler may fail now."""
+        if opened.survey is None:
+            connect = partial(open_reader, self.path, self._busy_timeout)
+            opened.survey = begin_in_daemon(partial(survey, connect), lambda _: None)
+        return await asyncio.shield(opened.survey)
 
     def _not_open(self) -> ReadError:
         return ReadError(f"{self.path}: the store is not open; await open() first")
@@ -247,8 +410,15 @@ class _Opened:
     loop: asyncio.AbstractEventLoop
     file: FileConnection
     data_version: int
+    is_ending: bool = False
+    """Whether it may be read at most, since it is about to be closed."""
+    survey: asyncio.Future[str] | None = None
+    """What can still be read, once the file was found to be damaged."""
 
     async def close(self) -> None:
+        if self.loop is not asyncio.get_running_loop():
+            await self.leave_behind()
+            return
         try:
             await self.reader.close()
         finally:
@@ -274,16 +444,3 @@ def _name(path: str | PathLike[str]) -> str:
     if "://" in name or name.startswith("file:"):
         raise ConfigurationError(f"{name.partition(':')[0]} URLs are not known; give a file's path")
     return name
-
-
-def _after(prefix: str) -> str | bytes:
-    """Return the least value above every key that begins with `prefix`.
-
-    Keys compare by code point, of which the surrogates are left out; any BLOB is above any TEXT
-    (https://sqlite.org/datatype3.html#sort_order).
-    """
-    kept = prefix.rstrip("\U0010ffff")
-    if not kept:
-        return b""
-    last = kept[-1]
-    return kept[:-1] + ("\ue000" if last == "\ud7ff" else chr(ord(last) + 1))

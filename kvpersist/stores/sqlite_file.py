@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from kvpersist.errors import NewerSchemaError, NotAStoreError, OpenError, StoreInUseError
+from kvpersist.errors import NotAStoreError, OpenError, StoreInUseError
+from kvpersist.stores import rescue
 from kvpersist.stores.file_lock import FileLock
+from kvpersist.stores.sqlite_damage import advice, is_damage
+from kvpersist.stores.sqlite_log import LOG_LIMIT, LogLimit, empty_log
+from kvpersist.stores.sqlite_place import RESTART, LockRemovedError, MovedError, Place
+from kvpersist.stores.sqlite_schema import ADD_MISSING, APPLICATION_ID, SCHEMA, check_schema
 from kvpersist.stores.sqlite_watch import WalIndex, watch
 
-APPLICATION_ID: Final = int.from_bytes(b"kvps", "big")
-"""Tells kvpersist's files from all others (https://sqlite.org/fileformat2.html#application_id)."""
-
-SCHEMA_VERSION: Final = 1
-"""The ``user_version`` of the files that this code writes."""
-
-_SCHEMA: Final = f"""
-    BEGIN EXCLUSIVE;
-    CREATE TABLE documents (
-        key TEXT NOT NULL PRIMARY KEY,
-        value TEXT NOT NULL,
-        version INTEGER NOT NULL,
-        updated_at INTEGER NOT NULL
-    );
-    PRAGMA application_id = {APPLICATION_ID};
-    PRAGMA user_version = {SCHEMA_VERSION};
-    COMMIT;
-"""
+_LOGGER = logging.getLogger("kvpersist")
 
 _WAL: Final = "PRAGMA journal_mode = WAL"
+_STATE: Final = "SELECT count(*), total(version), max(updated_at) FROM documents"
+# No setting can be relied on to be SQLite's default: it may have been built with another.
+_DEFENCES: Final = (
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA cell_size_check = ON",  # a damaged page is found when it is read
+    "PRAGMA foreign_keys = OFF",  # a table of somebody else's may refer to documents
+)
 
 
 class FileConnection(sqlite3.Connection):
@@ -42,18 +39,32 @@ class FileConnection(sqlite3.Connection):
     one hop instead of four, and a caller that is cancelled in between leaves no transaction open.
     """
 
+    place: Place
+    """Where the file was when it was opened."""
     _ownership: FileLock
+    _alone: threading.Lock
+    _log_limit: LogLimit
+    _is_closed = False
+    _is_astray = False
     _wal_index: WalIndex | None = None
+    lost_state: str | None = None
+    """The `state` of the file, if it is not where it was."""
+    copies = 0
+    """How many backups are being made."""
     seen: tuple[bytes | None, int] = (None, 0)
     """The wal-index as it was when, after the last transaction, SQLite gave this data_version."""
 
-    def own(self, ownership: FileLock) -> None:
+    def own(self, ownership: FileLock, place: Place) -> None:
         """Take `ownership`, which is given up when this connection is closed, and not before."""
         self._ownership = ownership
+        self._alone = threading.Lock()
+        self._log_limit = LogLimit()
+        self.place = place
 
     def watch(self, path: Path) -> None:
         """Begin to look for commits of other programs."""
-        self.look()  # which makes SQLite create the wal-index
+        self.look()  # which makes SQLite create the log and its wal-index
+        self.place.note_beside()
         self._wal_index = watch(path)
         self.look()
 
@@ -71,47 +82,169 @@ class FileConnection(sqlite3.Connection):
         self.seen = header, version
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
-        """Run the statements in `sql`, separated by ``;``, each with its own rows of parameters."""
+        """Run the statements in `sql`, separated by ``;``, each with its own rows of parameters.
+
+        Raises:
+            MovedError: It was not done in a file that a start would find. Or it was, but what is
+                beside it is gone: then all is in the file, which has to be opened anew first.
+            LockRemovedError: Nothing was done: another bot may have the file.
+        """
+        with self._alone:
+            return self._execute_many(sql, parameters)
+
+    def _execute_many(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
+        is_owned = self._ownership.is_in_place()  # or a second bot's rows might be overwritten
+        if self._is_astray or not is_owned:
+            self._check(self.place.check_file)
+        if not is_owned:
+            raise LockRemovedError(
+                f"{self._ownership.path} was removed while the bot has it open; leave it alone: it "
+                "keeps a second bot out"
+            )
         # Closed, because the cursor lives on in an exception's traceback, and would keep the file.
         with self, closing(self.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             for statement, rows in zip(sql.split(";"), parameters, strict=True):
                 cursor.executemany(statement, rows)
         self.look()
+        self._check(self.place.check)
+        self._keep_log_small()
         return cursor
+
+    def _keep_log_small(self) -> None:
+        # No write waits for a copy, which would not end within that time anyway.
+        if not self.copies and self._log_limit.keep(self, self.place.log, self.place.log_size):
+            self.look()
+
+    def _check(self, check: Callable[[], None]) -> None:
+        self._is_astray = True
+        try:
+            check()
+        except MovedError as error:
+            if not error.is_beside:
+                self.lost_state = self.lost_state or self.state()
+            # The log must be in its own file before it is lost, or found beside another.
+            if empty_log(self):
+                raise
+            raise MovedError(f"{error}. {_NOT_SAVED}") from error
+        self._is_astray = False
+        self.lost_state = None
+
+    def state(self) -> str:
+        """Return what differs after whatever is written, also in another file of the same name.
+
+        It is empty if that cannot be read, which is the state of no file.
+        """
+        try:
+            return "/".join(map(str, *self.execute(_STATE).fetchall()))
+        except sqlite3.Error:
+            return ""
+
+    def rescue(self, path: str, changes: Mapping[str, bytes | None]) -> Path:
+        """Leave rows beside the file for as long as it is owned. Any thread may call it.
+
+        Raises:
+            OSError, ValueError: They were not left.
+        """
+        with self._alone:
+            if self._is_closed:
+                raise ValueError("the file was closed meanwhile")
+            with suppress(MovedError):
+                self._check(self.place.check_file)
+            return rescue.leave(path, changes, self.lost_state)
+
+    def save_log(self) -> None:
+        """Move a log that no start would find into the file. Any thread may call it.
+
+        Raises:
+            MovedError: That cannot be done now: what it holds would be lost with this connection.
+        """
+        with self._alone:
+            try:
+                self.place.check()
+            except MovedError as error:
+                if not empty_log(self):
+                    raise MovedError(f"{error}. {_NOT_SAVED}") from error
 
     def close(self) -> None:
         """Truncate the write-ahead log if nobody is reading, close, let others have the file."""
-        # A log that cannot be moved now (disk full) is as durable as the file; the next start will.
-        with suppress(sqlite3.Error):
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with self._alone:
+            if self._is_closed:
+                return
+            if not empty_log(self):
+                self._say_if_lost()
+            self._is_closed = True
+            try:
+                super().close()
+            finally:
+                if self._wal_index is not None:
+                    self._wal_index.close()
+                self._ownership.release()
+
+    def _say_if_lost(self) -> None:
         try:
-            super().close()
-        finally:
-            wal_index, self._wal_index = self._wal_index, None  # this may be called twice
-            if wal_index is not None:
-                wal_index.close()
-            self._ownership.release()
+            self.place.check()
+        except MovedError as error:
+            _LOGGER.error("%s. What was written last is lost", error)  # noqa: TRY400  no traceback
 
 
-def open_file(name: str, busy_timeout: float) -> FileConnection:
+_NOT_SAVED: Final = (
+    "What was in its log is not saved yet, because a backup or another program is reading: let "
+    "that end, or the disk is full: make room; then write, or close, again"
+)
+
+
+def open_file(name: str, busy_timeout: float, state: str | None = None) -> FileConnection:
     """Open the kvpersist file `name`, or make it one when it does not exist or has 0 bytes.
 
-    `busy_timeout` is in seconds. Raises what `SqliteStore.open` says.
+    `busy_timeout` is in seconds. If `state` is given, the file must be in that state. Raises what
+    `SqliteStore.open` says.
     """
     try:
         path = Path(os.path.realpath(name))
+        if state is not None and not path.exists():
+            _check_alone(path, state)
         _check_place(path)
         if not _lock_of(path).exists():  # a file that is not ours gets no lock beside it
             _is_new(path, busy_timeout)
         ownership = _take_ownership(path)
         try:
-            return _connect(path, ownership, busy_timeout, is_new=_is_new(path, busy_timeout))
+            is_new = _is_new(path, busy_timeout)
+            if is_new:
+                _check_alone(path, state)
+            connection = _connect(path, ownership, busy_timeout, is_new=is_new)
+            _check_state(path, connection, state)
         except BaseException:
             ownership.release()
             raise
+        else:
+            return connection
     except (sqlite3.Error, OSError, ValueError) as error:
-        raise OpenError(f"{name} cannot be opened: {error}; name a file on a local disk") from error
+        raise OpenError(f"{name} cannot be opened: {error}; {_what_to_do(name, error)}") from error
+
+
+def _what_to_do(name: str, error: Exception) -> str:
+    if is_damage(error):
+        return advice(name)
+    if isinstance(error, PermissionError):
+        return _WHOSE
+    found = (what for words, what in _ADVICE.items() if words in str(error).lower())
+    return next(found, "name a file on a local disk")
+
+
+_WHOSE: Final = "see whose it is, who runs the bot, and whether the file system is read-only"
+_ADVICE: Final = {
+    "readonly": _WHOSE,
+    "full": "make room on the disk",
+    "locked": "end the other program's transaction",
+    "i/o error": "see what the system's log says of the disk; name a file on a local one",
+}
+
+
+def defend(connection: sqlite3.Connection) -> None:
+    """Have SQLite trust nothing that is in the file."""
+    for pragma in _DEFENCES:
+        connection.execute(pragma)
 
 
 def open_reader(name: str, busy_timeout: float) -> sqlite3.Connection:
@@ -121,7 +254,7 @@ def open_reader(name: str, busy_timeout: float) -> sqlite3.Connection:
         connection = sqlite3.connect(
             uri, uri=True, timeout=busy_timeout, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA trusted_schema = OFF")
+        defend(connection)
     except sqlite3.Error as error:
         raise OpenError(f"{name} cannot be opened: {error}") from error
     return connection
@@ -132,10 +265,11 @@ def _check_place(path: Path) -> None:
         raise OpenError(f"{path} is a directory; name a file in it, for example {path / 'bot.db'}")
     if not path.parent.is_dir():
         raise OpenError(f"the folder {path.parent} does not exist; make it first")
-    # The folder too, because SQLite keeps the write-ahead log beside the file.
-    for place in filter(os.path.exists, (path.parent, path)):
-        if not os.access(place, os.R_OK | os.W_OK):  # pragma: no cover  seen by another user
-            raise OpenError(f"no permission to read and write {place}; whose is it, and who runs?")
+    # The folder too, because SQLite keeps the write-ahead log beside the file. An earlier run, as
+    # another user, may have left one.
+    for place in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        if place.exists() and not os.access(place, os.R_OK | os.W_OK):
+            raise OpenError(f"no permission to read and write {place}; {_WHOSE}")
 
 
 def _is_new(path: Path, busy_timeout: float) -> bool:
@@ -145,9 +279,9 @@ def _is_new(path: Path, busy_timeout: float) -> bool:
     try:
         with closing(_connect_to_look(path, busy_timeout)) as connection:
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
-            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            objects = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+            if pages == 0:
+                return True
+            check_schema(path, connection)
     except sqlite3.DatabaseError as error:
         if "not a database" in str(error):
             raise NotAStoreError(
@@ -155,16 +289,6 @@ def _is_new(path: Path, busy_timeout: float) -> bool:
                 "are none); name another file"
             ) from error
         raise
-    if pages == 0:
-        return True
-    if application_id != APPLICATION_ID:
-        raise NotAStoreError(f"{path} is another program's SQLite file; name another file")
-    if version > SCHEMA_VERSION:
-        raise NewerSchemaError(
-            f"{path} has schema {version}, this kvpersist knows {SCHEMA_VERSION}; update kvpersist"
-        )
-    if ("table", "documents") not in objects:
-        raise OpenError(f"{path} has no table documents; restore it from a backup")
     return False
 
 
@@ -219,6 +343,7 @@ def _connect(
 ) -> FileConnection:
     if is_new:
         _create_private(path)
+    place = Place(path)  # before SQLite opens it: if another one comes between, no write counts
     connection = sqlite3.connect(
         path,
         timeout=busy_timeout,
@@ -226,21 +351,55 @@ def _connect(
         factory=FileConnection,
         check_same_thread=False,  # opened by one thread, used by aiosqlite's
     )
-    connection.own(ownership)
+    connection.own(ownership, place)
     try:
-        connection.execute("PRAGMA trusted_schema = OFF")
+        defend(connection)
         if is_new:
             # Before the write-ahead log: or the application_id might so far be in the log alone.
-            connection.executescript(_SCHEMA)
+            connection.executescript(SCHEMA)
         (mode,) = connection.execute(_WAL).fetchone()
         if mode != "wal":
             raise OpenError(f"{path} lies on a file system without write-ahead logs ({mode})")
         connection.execute("PRAGMA synchronous = FULL")
+        # One that has been larger is cut when it is begun anew; by itself SQLite only reuses it.
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
+        connection.execute(ADD_MISSING)
         connection.watch(path)
     except BaseException:
         sqlite3.Connection.close(connection)
         raise
     return connection
+
+
+def leave_beside(name: str, changes: Mapping[str, bytes | None], state: str | None) -> Path:
+    """Leave rows beside a file that is not open; nobody must have it.
+
+    Raises:
+        OpenError: Another bot has it.
+        OSError, ValueError: They were not left.
+    """
+    ownership = _take_ownership(Path(name))
+    try:
+        return rescue.leave(name, changes, state)
+    finally:
+        ownership.release()
+
+
+def _check_alone(path: Path, state: str | None) -> None:
+    """Raise if there was a file before the one that is to be created."""
+    if state is not None:
+        raise OpenError(f"{path} was removed, or renamed, {RESTART}")
+    if os.path.lexists(left := rescue.place_of(str(path))):
+        raise OpenError(
+            f"{path} is gone, or empty, and {left} holds rows that an earlier run could not write "
+            "there; put the file back: a new one would have these rows alone"
+        )
+
+
+def _check_state(path: Path, connection: FileConnection, state: str | None) -> None:
+    if state is not None and (not state or state != connection.state()):
+        connection.close()
+        raise OpenError(f"{path} was replaced by another file {RESTART}")
 
 
 def _create_private(path: Path) -> None:

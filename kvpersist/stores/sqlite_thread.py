@@ -40,7 +40,7 @@ class SqliteThread:
         Raises:
             Exception: What `connect` raises.
         """
-        opened = await _in_daemon(lambda: cls(connect()), cls._abandon)
+        opened = await begin_in_daemon(lambda: cls(connect()), cls._abandon)
         try:
             await opened._async  # noqa: SLF001  its own class
         except BaseException:
@@ -76,7 +76,7 @@ class SqliteThread:
 
     async def leave_behind(self) -> None:
         """Close a connection that was opened on another event loop, which may have ended."""
-        await _in_daemon(self._end, lambda _: None)
+        await begin_in_daemon(self._end, lambda _: None)
 
     def _abandon(self) -> None:
         threading.Thread(target=self._end, name="kvpersist:close", daemon=True).start()
@@ -105,8 +105,8 @@ def _connector(
     return take_up
 
 
-async def _in_daemon(function: Callable[[], T], discard: Callable[[T], None]) -> T:
-    """Return what `function` returns in a short-lived daemon thread.
+def begin_in_daemon(function: Callable[[], T], discard: Callable[[T], None]) -> asyncio.Future[T]:
+    """Begin to run `function` in a daemon thread of its own; return what will be its result.
 
     `discard`, which must not block, gets the result if nobody waits for it any more.
     """
@@ -136,7 +136,7 @@ async def _in_daemon(function: Callable[[], T], discard: Callable[[T], None]) ->
             discard(result)
 
     threading.Thread(target=run, name="kvpersist:open", daemon=True).start()
-    return await outcome
+    return outcome
 
 
 def _without_frames(error: sqlite3.Error) -> sqlite3.Error:

@@ -7,6 +7,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 Row: TypeAlias = tuple[str, bytes]
 """A key and its value: one JSON document, as UTF-8."""
+BadRow: TypeAlias = tuple[str, bytes, str]
+"""A key, the value that was read, and why that cannot be used."""
 
 
 @runtime_checkable
@@ -25,7 +27,11 @@ class Store(Protocol):
         """
 
     async def close(self) -> None:
-        """Give everything back: connections, threads, locks. Does nothing on a closed store."""
+        """Give everything back: connections, threads, locks. Does nothing on a closed store.
+
+        Raises:
+            WriteError: What was written before would be lost now. It stays open; call this again.
+        """
 
     async def read(self, keys: Collection[str]) -> dict[str, bytes]:
         """Return the values of those of `keys` that exist.
@@ -67,4 +73,36 @@ class SeesOthers(Protocol):
 
         Raises:
             ReadError: The store could not answer.
+        """
+
+
+@runtime_checkable
+class SetsAside(Protocol):
+    """A store that can keep rows where they are not read. No store must."""
+
+    async def set_aside(self, rows: Collection[BadRow]) -> None:
+        """Move rows, as they are, to where neither `Store.read` nor `Store.scan` finds them.
+
+        A row that is not what was read any more stays. What was set aside before stays too.
+
+        Raises:
+            WriteError: Nothing was moved.
+        """
+
+
+@runtime_checkable
+class Rescues(Protocol):
+    """A store that can keep rows elsewhere when it cannot take them any more. No store must."""
+
+    async def rescue(self, changes: Mapping[str, bytes | None]) -> str:
+        """Close, and keep rows where the next `Store.open` finds and writes them before all else.
+
+        It never overlaps `Store.apply`. Being cancelled does not end it: it returns, or raises
+        `WriteError`, when that is decided; `Store.open` and `Store.close` wait for it.
+
+        Returns:
+            Where they are.
+
+        Raises:
+            WriteError: That is not possible either. `Store.close` is to be called all the same.
         """

@@ -1,0 +1,134 @@
+"""The rescue file: rows that could not be written before the end, beside the database until then.
+
+It is one JSON document, so that a person can read it: each key with the text of its row, or null
+if the row is to be removed. It appears whole or not at all: written under another name, synced, and
+renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+_FORMAT: Final = "kvpersist rescue 1"
+
+
+def place_of(database: str) -> Path:
+    """Return where the rescue file of a database is, if there is one."""
+    return Path(f"{database}-rescue")
+
+
+def leave(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:
+    """Leave rows beside a database, as `write` does, or nothing at all."""
+    place = place_of(database)
+    if os.path.lexists(place):  # put there by somebody while the database was open
+        place.replace(f"{place}-old")
+    try:
+        return write(database, changes, of)
+    except BaseException:  # who hears that nothing was left may write the rows once more, later
+        place.unlink(missing_ok=True)
+        raise
+
+
+def write(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:
+    """Make a rescue file, durably, or replace the one that there is.
+
+    Args:
+        database: The file.
+        changes: The rows.
+        of: The state of the file that they are of, if that is not where it was.
+
+    Raises:
+        OSError, ValueError: That is not possible.
+    """
+    place = place_of(database)
+    texts = {key: None if text is None else text.decode() for key, text in changes.items()}
+    # Not by orjson: a key that no SQLite takes either may be no Unicode, and its row counts too.
+    document = json.dumps({"format": _FORMAT, "of": of, "rows": texts}).encode()
+    new = Path(f"{place}-new")
+    new.unlink(missing_ok=True)
+    try:
+        _write(new, document)
+        new.replace(place)
+        sync(place.parent)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    return place
+
+
+def _write(new: Path, document: bytes) -> None:
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)  # whatever the umask took away
+        file.write(document)
+        file.flush()
+        os.fsync(descriptor)
+
+
+@dataclass
+class Rescued:
+    """Rows that were left beside a database, and for which state of it, if not for whichever."""
+
+    changes: dict[str, bytes | None]
+    of: str | None
+
+
+def read(database: str) -> Rescued | None:
+    """Return the rows that were left beside a database; None if there are none.
+
+    Raises:
+        OSError, ValueError: They cannot be read.
+    """
+    try:
+        with open(place_of(database), "rb", opener=_open_no_link) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no file")
+            found = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    if not _is_rescue(found):
+        raise ValueError("it is not a rescue file of this kvpersist")
+    rows = {key: None if text is None else text.encode() for key, text in found["rows"].items()}
+    return Rescued(rows, found["of"])
+
+
+def _open_no_link(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def remove(database: str) -> None:
+    """Remove the rescue file, whose rows are in the database now.
+
+    Raises:
+        OSError: It stays; its rows would be written once more, over newer ones.
+    """
+    place = place_of(database)
+    place.unlink(missing_ok=True)
+    sync(place.parent)
+
+
+def _is_rescue(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and found.get("format") == _FORMAT
+        and isinstance(found.get("of", 0), str | None)
+        and isinstance(rows := found.get("rows"), dict)
+        and all(isinstance(text, str | None) for text in rows.values())
+    )
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
