@@ -38,9 +38,10 @@ test: $(VENV)/installed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter tests,$(TESTS)),,--fail-under=0)
 
-## For SECONDS: kill bots with SIGKILL, simulate group commit, let bots work. Fails if anything acknowledged is lost, or grows.
+## For SECONDS, a quarter each: suites of faults, bots that are killed with SIGKILL, a simulation of group commit, bots at full speed. Fails if anything acknowledged is lost, or grows.
 torture: $(VENV)/installed
-	@$(BIN)/python tests/torture.py --seconds $$(($(SECONDS) / 2)) --seed $(SEED)
+	@$(BIN)/python tests/fault_suites.py --seconds $$(($(SECONDS) / 4)) --seed $(SEED)
+	@$(BIN)/python tests/torture.py --seconds $$(($(SECONDS) / 4)) --seed $(SEED)
 	@$(BIN)/python tests/simulation.py $$(($(SECONDS) / 4)) $(SEED)
 	@$(BIN)/python tests/soak.py --seconds $$(($(SECONDS) / 4)) --seed $(SEED)
 

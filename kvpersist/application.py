@@ -106,6 +106,8 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._kv.context_types = self.context_types
         self._live: weakref.WeakSet[Run] = weakref.WeakSet()
         self._due: Names = {}  # of runs that are over, and of none
+        self._moved: dict[Name, Name] = {}  # chats whose rows hold what others are to hold
+        self._gone: set[Name] = set()  # of what is due, by a run that had dropped them
         self._unread: dict[Name, None] = {}  # to be written as soon as their rows can be read
         self._has_dropped = False
         self._has_news = False
@@ -177,13 +179,15 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         loop = asyncio.get_running_loop()  # of another that has ended, nothing goes on
         while writing := [task for task in self._writing if _is_of(task, loop)]:
             await asyncio.wait(writing)  # they would open the store again
+        known = self._kv.rows.commits.all_known()
         try:
             await super().shutdown()
         finally:
             self._is_shut_down = not self._is_live
             self._kv.user = weakref.ref(self) if self._is_live else None
-        if self._lazy is not None:
-            self._lazy.clear()
+            is_closed = self._kv.rows.commits.all_known() is not known
+            if self._lazy is not None and is_closed:
+                self._lazy.clear()
 
     async def process_update(self, update: object) -> None:
         """Handle an update, and commit what its handlers changed; see `Application`.
@@ -279,6 +283,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         run.end()
         if run.names or run.kind != "passed on":
             self._note_due(run.names)
+            self._gone |= run.dropped
 
     def create_task(
         self, coroutine: Any, update: object | None = None, *, name: str | None = None
@@ -321,6 +326,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         finally:
             RUN.reset(token)
             self._note(run.names)
+            self._gone |= run.dropped & self._due.keys()
 
     def drop_chat_data(self, chat_id: int) -> None:
         """Delete the data of a chat, here and, when the update ends, in the store."""
@@ -348,8 +354,23 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         super().migrate_chat_data(message, old_chat_id, new_chat_id)
         self._has_dropped = True
         if message is not None:
+            old_chat_id = message.migrate_from_chat_id or message.chat.id
             new_chat_id = message.migrate_to_chat_id or message.chat.id
-        self.mark_data_for_update_persistence(chat_ids=new_chat_id)
+        old, new = cast("int", old_chat_id), cast("int", new_chat_id)
+        self._unmark(new)
+        if "chat" in self._kinds:
+            for name in self._moved_to(("chat", old)):
+                self._moved[name] = "chat", new
+            # If it has moved before its row has nothing of what moves now.
+            self._moved.setdefault(("chat", old), ("chat", new))
+        self.mark_data_for_update_persistence(chat_ids=new)
+
+    def _unmark(self, chat_id: int) -> None:
+        """Take a chat that moved out of those that PTB would copy and hand over by itself.
+
+        A private set of PTB's; nothing public takes an id out of it.
+        """
+        self._chat_ids_to_be_updated_in_persistence.discard(chat_id)
 
     def mark_data_for_update_persistence(
         self,
@@ -413,6 +434,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._note_due(names)
         if run is not None:
             run.mark(dict.fromkeys(names, False))
+            run.dropped.update(name for name, is_dropped in names.items() if is_dropped)
             for update in run.updates():
                 update.mark(names)
 
@@ -478,20 +500,22 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._kv.keyboards.hand_over_touched(handed, self._watched)
         elif (cache := self._cache()) is not None:
             self._kv.keyboards.hand_over(handed, cache.persistence_data)
-        return errors + await self._commit(handed, due=due)
+        # Conversations, keyboards and drops of this run may be on their way in another's hands.
+        others = due or self._kv.has_conversations or self._cache() is not None
+        others = others or (run is not None and bool(run.dropped))
+        return errors + await self._commit(handed, others=others)
 
-    async def _commit(self, handed: HandedOver, *, due: bool) -> list[KVPersistError]:
+    async def _commit(self, handed: HandedOver, *, others: bool) -> list[KVPersistError]:
         """Write rows; return why some cannot be stored, or written, if that was not told yet."""
         changes, handed.changes = handed.changes, {}
+        moved, handed.moved = handed.moved, {}
         refused, handed.refused = handed.refused, []
         if self._told:
             for key in changes:
                 self._told.pop(key, None)
         errors: list[KVPersistError] = []
-        # Conversations and keyboards of this run may be on their way already, in another's hands.
-        others = due or self._kv.has_conversations or self._cache() is not None
         try:
-            await self._kv.rows.commits.write_all(changes, others=others)
+            await self._kv.rows.commits.write_all(changes, moved=moved, others=others)
         except WriteError as error:
             if self._is_news_of_outage(error):
                 errors.append(error)
@@ -540,10 +564,11 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
                     is_dropped = True in [each.take_drop(name) for each in runs]
                 else:
                     name, is_dropped = self._due.popitem()
-                was_dropped = is_dropped or any(name in each.dropped for each in runs)
+                was_dropped = name in self._gone or any(name in each.dropped for each in runs)
+                self._gone.discard(name)
                 self._encode_named(name, handed, is_dropped=is_dropped, was_dropped=was_dropped)
                 if time.monotonic() - start > _SLICE:
-                    errors += await self._commit(handed, due=due)
+                    errors += await self._commit(handed, others=due)
                     await asyncio.sleep(0)  # which a commit of nothing does not
                     start = time.monotonic()
         except BaseException:
@@ -553,34 +578,52 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     def _encode_named(
         self, name: Name, handed: HandedOver, *, is_dropped: bool, was_dropped: bool
-    ) -> None:
+    ) -> bool:
+        """Put the row of a document into `handed`, and those of chats that have moved there.
+
+        Returns:
+            Whether these may change: not while what they hold cannot be stored anywhere else.
+        """
         scope, document_id = name
         if (kind := self._kinds.get(scope)) is None:
-            return
-        documents = self._tables[scope]
+            return True
         try:
             key = document_key(scope, document_id)
         except EncodeError as error:
             handed.refused.append(error)
-            return
+            return False
+        if (moved_to := self._moved.pop(name, None)) is not None:
+            if not self._encode_named(moved_to, handed, is_dropped=False, was_dropped=False):
+                self._moved[name] = moved_to
+                return False
+            handed.moved[key] = document_key(*moved_to)
+            is_dropped = True
         if is_dropped:
             handed.changes[key] = None
         elif self._kv.rows.is_unread(key):
             self._unread[name] = None  # its row may hold what memory has never seen
-            return
-        if document_id not in documents:
-            return
-        document = documents[document_id]
-        # What was dropped and is still like new gets no row.
-        is_gone = is_dropped or (was_dropped and not self._kv.rows.may_be_stored(key))
-        if not (is_gone and self._kv.rows.is_empty(key, document, kind)):
-            self._encode(key, document, kind, handed)
+            return False
+        if document_id in (documents := self._tables[scope]):
+            document = documents[document_id]
+            # What was dropped and is still like new gets no row.
+            is_gone = is_dropped or (was_dropped and not self._kv.rows.may_be_stored(key))
+            is_gone = is_gone and self._kv.rows.is_empty(key, document, kind)
+            if not is_gone and not self._encode(key, document, kind, handed):
+                return False
+        for old in self._moved_to(name):
+            self._encode_named(old, handed, is_dropped=True, was_dropped=True)
+        return True
 
-    def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> None:
+    def _moved_to(self, name: Name) -> list[Name]:
+        return [old for old, to in self._moved.items() if to == name]
+
+    def _encode(self, key: str, document: object, kind: type, handed: HandedOver) -> bool:
         try:
             handed.changes[key] = self._kv.rows.encode_document(key, document, kind)
         except EncodeError as error:
             handed.refused.append(error)
+            return False
+        return True
 
     def _cache(self) -> Any:
         """Return PTB's cache of callback data, if it is to be kept."""

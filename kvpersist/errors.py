@@ -22,9 +22,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-_SHOWN_KEYS = 10
+_MOST_SHOWN = 10
+_WITHOUT = 'Or start without: KVPersistence(..., on_bad_row="set-aside")'
 
 
 class KVPersistError(Exception):
@@ -80,7 +81,7 @@ class DocumentError(KVPersistError):
 
     def __str__(self) -> str:
         place = " → ".join(part for part in (self.key, self.path) if part)
-        return f"{place}: {self.reason}" if place else self.reason
+        return _printable(f"{place}: {self.reason}" if place else self.reason)
 
 
 class EncodeError(DocumentError):
@@ -91,7 +92,17 @@ class EncodeError(DocumentError):
 
 
 class DecodeError(DocumentError):
-    """A row that cannot be read. Raised by the ``get_*`` and ``refresh_*`` calls."""
+    """A row that cannot be read. Raised by the ``get_*`` and ``refresh_*`` calls.
+
+    Attributes:
+        store: Where the row is, such as the path of the file, in an error that ends a start.
+    """
+
+    store = ""
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return f"{self.store}: {said}. {_WITHOUT}" if self.store else said
 
     @property
     def errors(self) -> tuple[DecodeError, ...]:
@@ -116,12 +127,11 @@ class BadRowsError(DecodeError):
         return self._errors
 
     def __str__(self) -> str:
-        lines = [f"- {error}" for error in self.errors[:_SHOWN_KEYS]]
-        if (more := len(self.errors) - _SHOWN_KEYS) > 0:
+        lines = [f"- {error}" for error in self.errors[:_MOST_SHOWN]]
+        if (more := len(self.errors) - _MOST_SHOWN) > 0:
             lines.append(f"- and {more} more: see the attribute errors")
-        return "\n".join(
-            [f"{len(self.errors)} rows cannot be read", *lines, "Or start without: on_bad_row"]
-        )
+        place = f"{self.store}: " if self.store else ""
+        return "\n".join([f"{place}{len(self.errors)} rows cannot be read", *lines, _WITHOUT])
 
 
 class StoreError(KVPersistError):
@@ -151,7 +161,8 @@ class ReadError(StoreError):
 class BackupError(StoreError):
     """No copy was made, and nothing was left behind. Raised by ``backup``.
 
-    The file's name is taken, its folder is missing, the disk is full, the store cannot be read, ….
+    The copy's name is taken, its folder is missing, the disk is full, the file that is to be copied
+    is damaged, ….
     """
 
 
@@ -174,11 +185,7 @@ class WriteError(StoreError):
         self.reason = reason
 
     def __str__(self) -> str:
-        if not self.keys:
-            return self.reason
-        shown = ", ".join(self.keys[:_SHOWN_KEYS])
-        more = len(self.keys) - _SHOWN_KEYS
-        return f"{shown}{f' and {more} more' if more > 0 else ''}: {self.reason}"
+        return f"{some_of(self.keys)}: {self.reason}" if self.keys else self.reason
 
 
 class UnavailableError(WriteError):
@@ -186,3 +193,14 @@ class UnavailableError(WriteError):
 
     It makes no sense then to try the rows one by one, as after any other WriteError.
     """
+
+
+def some_of(keys: Sequence[str]) -> str:
+    """Name the first ten rows, also those that are no Unicode, and say how many more there are."""
+    more = len(keys) - _MOST_SHOWN
+    shown = _printable(", ".join(keys[:_MOST_SHOWN]))
+    return f"{shown}{f' and {more} more' if more > 0 else ''}"
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

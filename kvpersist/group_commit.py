@@ -12,6 +12,7 @@ import os
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from kvpersist.errors import OpenError, UnavailableError, WriteError
@@ -52,10 +53,12 @@ class GroupCommit:
         self._pending: Changes = {}
         self._in_flight: Changes = {}
         self._refused: Refused = {}  # with the first error of each, those refused last at the end
+        self._moved: dict[str, str] = {}  # rows that may change when another was written
         self._known: dict[str, tuple[int, ...]] = {}
         self._rescued: tuple[str, ...] = ()
         self._noted: dict[object, Changes] = {}  # for each who is reading
         self._in_use = False
+        self._is_recalled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._this_commit: list[Waiter] = []
         self._next_commit: list[Waiter] = []
@@ -69,6 +72,10 @@ class GroupCommit:
         """Whether a value of this row is waiting or on its way, so that the store is behind."""
         return key in self._pending or key in self._in_flight
 
+    def is_removed(self, key: str) -> bool:
+        """Whether a row is pending and to be removed."""
+        return self._pending.get(key, self._in_flight.get(key, b"")) is None
+
     def remember(self, key: str, *texts: bytes) -> None:
         """Note that the store holds this row, as one of `texts`, which mean the same value."""
         self._known[key] = tuple([_fingerprint(text) for text in texts])
@@ -80,6 +87,10 @@ class GroupCommit:
     def known(self, key: str) -> object:
         """Return what the store is known to hold: None, or an object that is new after a change."""
         return self._known.get(key)
+
+    def all_known(self) -> Mapping[str, object]:
+        """Return what the store is known to hold, by key: another object once it was closed."""
+        return self._known
 
     def holds(self, key: str, text: bytes) -> bool:
         """Whether the store is known to hold this row with this value, last this class heard."""
@@ -111,7 +122,8 @@ class GroupCommit:
         """
         await self._store.open()
         await self.flush()
-        if self._in_use:  # or nothing is known yet, or what other scans have found
+        # Or nothing is known yet, or what other scans have found.
+        if self._in_use or self._is_recalled:
             for key in [key for key in self._known if key.startswith(prefix)]:
                 self.forget(key)
         with self._noting_commits() as noted:
@@ -141,7 +153,13 @@ class GroupCommit:
             if key in refused:
                 raise _write_error([key], refused)
 
-    async def write_all(self, changes: Mapping[str, bytes | None], *, others: bool = False) -> None:
+    async def write_all(
+        self,
+        changes: Mapping[str, bytes | None],
+        *,
+        moved: Mapping[str, str] = MappingProxyType({}),
+        others: bool = False,
+    ) -> None:
         """Write rows as `write` does, and wait for what is on its way to them already.
 
         Nobody else is given time to join: a commit that can begin at once is made here, without the
@@ -150,6 +168,8 @@ class GroupCommit:
 
         Args:
             changes: The rows.
+            moved: Which of them held what another of them is to hold now, and which. None of them
+                changes before that other is written: until then it has what would be lost.
             others: Whether to wait for all that was handed in before, by whomever.
 
         Raises:
@@ -163,6 +183,8 @@ class GroupCommit:
             if key not in left and not self._is_in_flight(key, text) and self._is_news(key, text)
         }
         self._pending.update(changed)
+        for key, moved_to in moved.items():
+            self._move(key, moved_to)
         refused: Refused = {}
         if changed or (others and not self._pending.keys() <= self._refused.keys()):
             self._in_use = True
@@ -176,6 +198,19 @@ class GroupCommit:
         refused = {key: self._refused[key] for key in left if key in self._refused} | refused
         if keys := refused.keys() & changes.keys():
             raise _write_error(keys, refused)
+
+    def _move(self, key: str, moved_to: str) -> None:
+        """Note that a row must not change before another is written, if that is waiting."""
+        error = self._refused.get(moved_to)
+        # A row that waits already has nothing of what moves now, only of what has moved before.
+        first = [] if key in self._moved else [key]
+        for each in [*first, *(each for each, to in self._moved.items() if to == key)]:
+            if each == moved_to or not self.is_pending(moved_to):
+                self._moved.pop(each, None)
+                continue
+            self._moved[each] = moved_to
+            if error is not None:  # they are tried together
+                self._refused.setdefault(each, error)
 
     def refusal(self, key: str) -> object:
         """Return why the store refused a row that is kept: the first error; None if it did not."""
@@ -204,26 +239,25 @@ class GroupCommit:
         return self._join_next_commit()
 
     async def flush(self) -> None:
-        """Write everything that is waiting.
+        """Write everything that is waiting now; what others write meanwhile is not waited for.
 
         Raises:
             WriteError: With all rows that could not be written. They are kept.
         """
         self._move_to_running_loop()
-        most = len(self._pending) + len(self._in_flight)
-        while self._rescued or self._pending or self._in_flight:
+        waiting = [*(self._in_flight | self._pending)]
+        while self._rescued or waiting:
             if self._rescued:
                 await self._write_rescued()
                 continue
             refused = await self._join_next_commit()
             # A commit that was cancelled, with all tasks of a program that ends, is made again.
-            if _is_interrupted(refused):
+            if refused and _is_interrupted(refused):
                 continue
-            # The next commit may be on its way already, for others who wait.
-            left = {**self._in_flight, **self._pending}
-            if left and len(refused) >= most:
-                raise _write_error(left.keys(), refused)
-            most = len(refused)
+            left = [key for key in waiting if key in refused]
+            if left and len(left) == len(waiting):
+                raise _write_error(left, refused)
+            waiting = left
 
     async def _write_rescued(self) -> None:
         rescued = self._rescued
@@ -242,64 +276,89 @@ class GroupCommit:
 
         Raises:
             WriteError: With all rows that could not be written; it says whether they were left for
-                the next start, or are kept here alone. Or the store could not be closed.
+                the next start, or are kept here alone. Or the store could not be closed. If this is
+                cancelled the log says that.
         """
         try:
             await self.flush()
         except GeneratorExit:  # that of a dead loop: see _commit_all
             raise
         except WriteError as error:
-            if (failure := await self._end(error)) is not None:
-                raise failure from error.__cause__
-        except BaseException:
-            with suppress(WriteError):
-                left = {**self._in_flight, **self._pending}
-                await self._end(WriteError("cancelled before it was written", keys=left))
-            raise
+            failure = await self._end(error)
+        except BaseException as given_up:  # noqa: BLE001  it is raised when that has ended
+            failure = await self._end(self._why_pending(), given_up)
         else:
-            await self._close_store()
+            failure = await self._end(None)
+        if failure is not None:
+            raise failure
 
-    async def _end(self, error: WriteError) -> WriteError | None:
+    async def _end(
+        self, error: WriteError | None, given_up: BaseException | None = None
+    ) -> WriteError | None:
         """Close the store, and have it keep what was not written; return what is to be said of it.
 
         Nobody commits meanwhile: what is rescued would undo a newer value, and whoever goes on
-        writing would put off the end. Being cancelled does not end it sooner.
+        writing would put off the end. Being cancelled does not end it sooner; then, or if the
+        caller was given up before, the log says it, and `given_up` is raised.
         """
-        if self._ending is None:
-            # A task, since what becomes of the rows must be noted, even if nobody waits for it.
-            self._ending = asyncio.create_task(self._rescue_and_close(error))
-            self._ending.add_done_callback(self._end_ending)
-        ending = self._ending
-        try:
-            return await asyncio.shield(ending)
-        except CancelledError:
+        while True:
+            if is_own := self._ending is None or self._ending.done():
+                # A task, since what becomes of the rows must be noted, even if nobody waits for it.
+                self._ending = asyncio.create_task(self._rescue_and_close(error))
+                self._ending.add_done_callback(self._forget_ending)
+            ending = self._ending
             while not ending.done():
-                with suppress(CancelledError):
+                try:
                     await asyncio.wait([ending])
-            raise
+                except CancelledError as cancelled:  # noqa: PERF203  it may come more than once
+                    given_up = cancelled
+            # It may have been cancelled before it began; or that of another, who had no such rows.
+            if not ending.cancelled() and (is_own or _outcome(ending) or not self._has_left(error)):
+                break
+        if given_up is not None:
+            if (outcome := _outcome(ending)) is not None:
+                _LOGGER.error("%s", outcome)
+            raise given_up
+        return ending.result()
 
-    async def _rescue_and_close(self, error: WriteError) -> WriteError | None:
-        failure = error if error.keys else None
-        try:
-            if isinstance(self._store, Rescues):
-                failure = await self._rescue(self._store, error)
-        except CancelledError:
+    def _has_left(self, error: WriteError | None) -> bool:
+        """Whether rows are still waiting of which nobody will hear any more."""
+        return error is not None and any(self.is_pending(key) for key in error.keys)
+
+    async def _rescue_and_close(self, error: WriteError | None) -> WriteError | None:
+        while commits := [each for each in (self._committer, self._leader) if each]:
+            with suppress(CancelledError):  # nothing would be rescued, or closed in a commit
+                await asyncio.wait(commits)
+        if error is None and not self._next_commit:  # or they are about to be written
+            error = self._why_pending()
+        failure = error if self._pending or self._rescued else None
+        if error is not None and self._pending and isinstance(self._store, Rescues):
+            failure = await self._rescue(self._store, error)
+        with suppress(CancelledError):  # which does not keep a store open
             await self._close_store()
-            raise
-        await self._close_store()
         return failure
 
-    async def _rescue(self, store: Rescues, error: WriteError) -> WriteError | None:
-        while commits := [each for each in (self._committer, self._leader) if each]:
-            await asyncio.wait(commits)
-        if not self._pending:
-            return error if self._rescued else None
-        reason = _reason(error.__cause__ or error)
+    def _why_pending(self) -> WriteError | None:
+        """Return what is to be said of all that was not written; None if there is nothing."""
+        interrupted = CancelledError("cancelled before it was written")
+        left = self._in_flight | self._pending
+        why = {key: self._refused.get(key, interrupted) for key in left}
+        return _write_error(why, why) if why else None
+
+    async def _rescue(self, store: Rescues, error: WriteError) -> WriteError:
         rescued = self._pending.copy()
         try:
             place = await store.rescue(rescued)
-        except WriteError as failure:
-            return WriteError(f"{error.reason}; nor rescued: {failure.reason}", keys=rescued)
+        except WriteError as refused:
+            failure = WriteError(f"{error.reason}; nor rescued: {refused.reason}", keys=rescued)
+        else:
+            self._note_rescued(rescued)
+            reason = _reason(error.__cause__ or error)
+            failure = WriteError(f"left in {place} for the next start: {reason}", keys=rescued)
+        failure.__cause__ = error.__cause__
+        return failure
+
+    def _note_rescued(self, rescued: Changes) -> None:
         # Now they are the next owner's, whose newer values must not be overwritten by these. What
         # came in meanwhile is newer, and stays.
         self._known = {}  # see _close_store
@@ -310,12 +369,12 @@ class GroupCommit:
             if self._pending.get(key, b"") is text:
                 del self._pending[key]
                 self._refused.pop(key, None)
-        return WriteError(f"left in {place} for the next start: {reason}", keys=rescued)
 
-    def _end_ending(self, _: asyncio.Task[WriteError | None]) -> None:
+    def _forget_ending(self, ending: asyncio.Task[WriteError | None]) -> None:
         # No part of the task, which may be that of a dead loop: see _commit_all.
-        self._ending = None
-        self._go_on()
+        if ending is self._ending:
+            self._ending = None
+            self._go_on()
 
     async def close_if_unused(self) -> None:
         """Close the store if nothing but `scan` was called since it was opened.
@@ -325,6 +384,28 @@ class GroupCommit:
         """
         if not self._in_use:
             await self.close()
+
+    @contextmanager
+    def recalling(self) -> Iterator[None]:
+        """After an error keep in mind what the store held when it was closed.
+
+        Nobody may load it again, and what memory holds then tells what has changed since.
+        """
+        known = self._known
+        with self._noting_commits() as noted:
+            try:
+                yield
+            except BaseException:
+                if self._known is not known:
+                    self._is_recalled = True
+                    self._known.update(known)
+                    for key, text in noted.items():
+                        self._note_stored(key, text)
+                raise
+
+    def keep_open(self) -> None:
+        """Leave the store to others, when `close_if_unused` is called."""
+        self._in_use = True
 
     async def _close_store(self) -> None:
         self._in_use = False
@@ -440,7 +521,8 @@ class GroupCommit:
         elif before:
             refused |= await self._commit(before)
         if len(refused) > 1 and not _is_unavailable(refused):
-            refused = await self._commit_each([key for key in self._refused if key in refused])
+            again = [key for key in self._refused if key in refused]
+            refused = await self._commit_each(sorted(again, key=self._moved.__contains__))
         if refused:
             self._retry_later(next(iter(refused.values())))
         elif self._retry_delay > FIRST_RETRY_DELAY:
@@ -459,9 +541,15 @@ class GroupCommit:
         return refused
 
     async def _commit(self, keys: Sequence[str]) -> Refused:
-        """Write pending rows in one transaction."""
+        """Write pending rows in one transaction, but those that must wait for others."""
+        held: Refused = {}
+        while self._moved and (waiting := {key for key in keys if self._must_wait(key, keys)}):
+            for key in waiting:
+                error = self._refused.get(key) or self._refused[self._moved[key]]
+                held[key] = self._refused[key] = error
+            keys = [key for key in keys if key not in waiting]
         if not keys:
-            return {}
+            return held
         self._in_flight = {key: self._pending.pop(key) for key in keys}
         known = self._known
         try:
@@ -471,9 +559,13 @@ class GroupCommit:
             for key in keys:  # those refused last are tried last
                 self._refused[key] = self._refused.pop(key, error)
             self._keep_in_flight()
-            return dict.fromkeys(keys, error)
+            return held | dict.fromkeys(keys, error)
         self._note_committed(was_closed=known is not self._known)
-        return {}
+        return held
+
+    def _must_wait(self, key: str, keys: Collection[str]) -> bool:
+        """Whether a row has moved to one that is waiting, and that `keys` are without."""
+        return (moved_to := self._moved.get(key)) in self._pending and moved_to not in keys
 
     def _keep_in_flight(self) -> None:
         """Put back what was not committed; what came in since is newer and stays."""
@@ -495,11 +587,15 @@ class GroupCommit:
             noted.update(self._in_flight)
         for key, text in self._in_flight.items():
             self._refused.pop(key, None)
-            if text is None or was_closed:
-                self.forget(key)
-            else:
-                self.remember(key, text)
+            self._note_stored(key, None if was_closed else text)
         self._in_flight = {}
+        self._moved = {key: to for key, to in self._moved.items() if to in self._pending}
+
+    def _note_stored(self, key: str, text: bytes | None) -> None:
+        if text is None:
+            self.forget(key)
+        else:
+            self.remember(key, text)
 
     def _retry_later(self, error: BaseException) -> None:
         if self._retry is not None:
@@ -537,6 +633,10 @@ def _write_error(keys: Collection[str], refused: Refused) -> WriteError:
     error = WriteError(f"not written, but kept and tried again: {_reason(cause)}", keys=keys)
     error.__cause__ = cause
     return error
+
+
+def _outcome(ending: asyncio.Task[WriteError | None]) -> BaseException | None:
+    return ending.exception() or ending.result()
 
 
 def _reason(error: BaseException) -> str:

@@ -28,7 +28,8 @@ CALLBACK: Final = "callback/"
 CONVERSATION: Final = "conversation/"
 
 # Bounded, because int() takes quadratic time. Telegram's ids have at most 52 bits.
-_ID = re.compile(r"0|-?[1-9][0-9]{0,99}", re.ASCII)
+_MOST_DIGITS: Final = 100
+_ID = re.compile(rf"0|-?[1-9][0-9]{{0,{_MOST_DIGITS - 1}}}", re.ASCII)
 _SHOWN_ID: Final = 40
 _RESERVED = re.compile("[%/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -37,12 +38,18 @@ def document_key(scope: Scope, document_id: int) -> str:
     """Return the key of a chat's or user's document.
 
     Raises:
-        EncodeError: `document_id` is not an int.
+        EncodeError: `document_id` is not an int, or has more than 100 digits.
     """
     if not isinstance(document_id, int) or isinstance(document_id, bool):
         raise EncodeError(
-            f"the id of a {scope} must be an int, not {document_id!r}; use bot_data for other keys",
-            key=f"{scope}/{document_id}",
+            f"the id of a {scope} must be an int, not {document_id!r:.{_SHOWN_ID}}; use bot_data "
+            "for other keys",
+            key=f"{scope}/{document_id!s:.{_SHOWN_ID}}",
+        )
+    if abs(document_id) >= 10**_MOST_DIGITS:
+        raise EncodeError(
+            f"the id of a {scope} has at most {_MOST_DIGITS} digits; use bot_data for other keys",
+            key=f"{scope}/…",
         )
     return f"{scope}/{int(document_id)}"
 

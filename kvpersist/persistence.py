@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import (
     AsyncIterator,
@@ -15,7 +16,6 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from inspect import iscoroutinefunction
 from os import PathLike
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, overload
 
@@ -36,6 +36,8 @@ from kvpersist.keyboards import Keyboards
 from kvpersist.lazy import Lazy
 from kvpersist.rows import HandedOver, Progress, Rows
 from kvpersist.stores import SqliteStore, Store
+from kvpersist.stores.sqlite_backup import check_progress
+from kvpersist.stores.sqlite_thread import begin_in_daemon
 from kvpersist.stores.store import SetsAside
 from kvpersist.telegram_objects import TelegramObjects
 
@@ -148,8 +150,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             )
         if isinstance(types, type) or not isinstance(types, Collection):
             raise ConfigurationError(f"types must be a list of classes, not {types!r}")
-        if progress is not None and (not callable(progress) or iscoroutinefunction(progress)):
-            raise ConfigurationError(f"progress must be a function, not async, not {progress!r}")
+        check_progress(progress)
         _check("lazy", lazy, bool)
         _check("store_data", store_data, PersistenceInput)
         _check("context_types", context_types, ContextTypes)
@@ -287,7 +288,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.callback_data:
             return None
-        return await self._start(self.keyboards.load)
+        return await self._start(lambda _: self.keyboards.load())
 
     async def get_conversations(self, name: str) -> ConversationDict:
         """Return the stored state of each conversation of the handler `name`.
@@ -298,30 +299,30 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.has_conversations = True
         return await self._start(partial(self._load_conversations, keys.conversation_prefix(name)))
 
-    async def _load_users(self) -> dict[int, UD]:
+    async def _load_users(self, rows: Rows) -> dict[int, UD]:
         name = partial(keys.document_id, "user")
-        return await self.rows.load("user/", name, self.context_types.user_data)
+        return await rows.load("user/", name, self.context_types.user_data)
 
-    async def _load_chats(self) -> dict[int, CD]:
+    async def _load_chats(self, rows: Rows) -> dict[int, CD]:
         name = partial(keys.document_id, "chat")
-        return await self.rows.load("chat/", name, self.context_types.chat_data)
+        return await rows.load("chat/", name, self.context_types.chat_data)
 
-    async def _load_bot(self) -> BD | None:
-        return await self.rows.load_one(keys.BOT, self.context_types.bot_data)
+    async def _load_bot(self, rows: Rows) -> BD | None:
+        return await rows.load_one(keys.BOT, self.context_types.bot_data)
 
-    async def _load_conversations(self, prefix: str) -> ConversationDict:
+    async def _load_conversations(self, prefix: str, rows: Rows) -> ConversationDict:
         conversations: ConversationDict = {}
 
         def take(key: str, state: Any) -> None:
             conversations[self._conversation(key)] = state
 
-        await self.rows.load_values(prefix, take)
+        await rows.load_values(prefix, take)
         return conversations
 
-    async def _start(self, load: Callable[[], Awaitable[T]]) -> T:
+    async def _start(self, load: Callable[[Rows], Awaitable[T]]) -> T:
         """Return what `load` does, or raise for all rows of the store that cannot be read."""
         try:
-            return await load()
+            return await load(self.rows)
         except DecodeError as error:
             first = error
         async with self.rows.reading():
@@ -329,14 +330,17 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     async def _all_bad(self, first: DecodeError) -> DecodeError:
         bad = {first.key: first}
+        rows = self.rows.to_look_at()  # a handler may have been added to a bot that runs
         for load in self._loads():
             try:
-                await load()
+                await load(rows)
             except DecodeError as error:  # noqa: PERF203  a handful of calls
                 bad |= {each.key: each for each in error.errors}
-        return first if len(bad) == 1 else BadRowsError(bad.values())
+        told = first if len(bad) == 1 else BadRowsError(bad.values())
+        told.store = str(getattr(self.store, "path", type(self.store).__name__))
+        return told
 
-    def _loads(self) -> Iterator[Callable[[], Awaitable[object]]]:
+    def _loads(self) -> Iterator[Callable[[Rows], Awaitable[object]]]:
         """Yield what a start calls, one after the other."""
         if self.store_data.user_data and not self.is_lazy:
             yield self._load_users
@@ -345,7 +349,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if self.store_data.bot_data:
             yield self._load_bot
         if self.store_data.callback_data:
-            yield self.keyboards.load
+            yield lambda rows: Keyboards(rows).load()
         yield partial(self._load_conversations, keys.CONVERSATION)
 
     async def update_user_data(self, user_id: int, data: UD) -> None:
@@ -460,6 +464,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 first group that has one for this update; those of later groups see what memory has.
                 The application of `application_builder` runs none.
             DecodeError: The other program wrote what cannot be read. Likewise.
+            WriteError: With ``on_bad_row="set-aside"``: what cannot be read could not be set aside.
+                Likewise.
 
         Notes:
             What another handler of the same user, still at work, holds of the inner values of
@@ -503,14 +509,18 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         It works without an application too; then `flush` closes the store at the end.
 
         Raises:
-            ConfigurationError: `path` is no path of a file.
+            ConfigurationError: `path` is no path of a file, or `progress` no function.
             OpenError: The store cannot be opened.
-            BackupError: There is no copy: the file exists, the disk is full, ….
+            BackupError: There is no copy: the file exists, the disk is full, the bot's file is
+                damaged, or there is none, ….
         """
+        check_progress(progress)
         if not isinstance(self.store, SqliteStore):
             raise BackupError(
                 f"{self.store!r} is not in a SQLite file; back it up by its own means"
             )
+        if not await begin_in_daemon(partial(os.path.exists, self.store.path), lambda _: None):
+            raise BackupError(f"there is no file {self.store.path} to be copied; see its name")
         await self.store.open()
         await self.store.backup(path, progress)
 
@@ -526,14 +536,14 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 tries again. The store is closed, unless what was written before would be lost with
                 it.
         """
-        await self.rows.commits.close()
+        await self.rows.close()
 
     def _conversation_row(self, name: str, key: ConversationKey) -> str:
         prefix = keys.conversation_prefix(name)
         return prefix + self.rows.encode(f"{prefix}{key!r}", list(key)).decode()
 
     def _conversation(self, row: str) -> ConversationKey:
-        text = row.split("/", 2)[-1].encode()
+        text = row.split("/", 2)[-1].encode(errors="surrogateescape")
         parts = self.rows.decode(row, text)
         if type(parts) is list and self.rows.encode(row, parts) == text:
             with suppress(TypeError):

@@ -35,13 +35,17 @@ Bad: TypeAlias = tuple[DecodeError, bytes]
 _LOGGER = logging.getLogger("kvpersist")
 _SAY_EVERY: Final = 5.0
 """Seconds between two lines in the log about a load that takes long."""
+MOST_BYTES: Final = 1_000_000_000 - 100
+"""What SQLite takes of a key and its value: a row of it has at most 10⁹ bytes, some of them its own
+(https://sqlite.org/limits.html#1); PostgreSQL takes some more."""
 
 
 @dataclass
 class HandedOver:
-    """Rows to write, and why others cannot be written."""
+    """Rows to write, where some have moved to, and why others cannot be written."""
 
     changes: Changes = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
     refused: list[EncodeError] = field(default_factory=list)
 
 
@@ -81,9 +85,36 @@ class Rows:
         except GeneratorExit:  # that of a loop that has ended, on which nothing can be awaited
             raise
         except BaseException:
-            with suppress(WriteError):
-                await self.commits.close_if_unused()
+            with self._doubting():  # a handler may have been added to a bot that runs
+                with suppress(WriteError):
+                    await self.commits.close_if_unused()
+                raise
+
+    async def close(self) -> None:
+        """Write everything that is waiting, and close the store. As `GroupCommit.close`.
+
+        Raises:
+            WriteError: See there. PTB will not load again what is in memory.
+        """
+        with self._doubting():
+            await self.commits.close()
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """After an error look at each row again: others may write while the store is closed."""
+        try:
+            with self.commits.recalling():
+                yield
+        except BaseException:
+            self._agreed.clear()
+            self._loaded.clear()
             raise
+
+    def to_look_at(self) -> Rows:
+        """Return the same rows, to be loaded for nobody: nothing is noted here, or closed."""
+        rows = Rows(self.store, self.codec)
+        rows.commits.keep_open()
+        return rows
 
     async def open(self) -> None:
         """Open the store, and write what an earlier run could not.
@@ -145,20 +176,38 @@ class Rows:
                 said = time.monotonic()
                 _LOGGER.info("loading %s: %d rows in %.0f s", prefix, rows, said - start)
             await asyncio.sleep(0)
-        await self._settle(bad)
+        for key in await self._settle(bad):
+            await self._load_row(key, take)
 
-    async def _settle(self, bad: Sequence[Bad]) -> None:
-        """Set aside rows that cannot be read, or raise for all of them."""
+    async def _load_row(self, key: str, take: Callable[[str, bytes], None]) -> None:
+        """Call `take` with one row, if there is one."""
+        rows = [row async for page in self.commits.scan(key) for row in page if row[0] == key]
+        for again in await self._settle(_take_rows(rows, take)):
+            await self._load_row(again, take)
+
+    async def _settle(self, bad: Sequence[Bad]) -> Sequence[str]:
+        """Set aside rows that cannot be read, or raise for all of them.
+
+        Return the keys of those that are to be read again, since somebody has written them.
+        """
         if not bad:
-            return
+            return ()
         if self._aside is None:
             raise bad[0][0] if len(bad) == 1 else BadRowsError([error for error, _ in bad])
         known = {error.key: self.commits.known(error.key) for error, _ in bad}
-        await self._aside.set_aside([(error.key, text, str(error)) for error, text in bad])
+        try:
+            moved = {
+                *await self._aside.set_aside([(error.key, text, str(error)) for error, text in bad])
+            }
+        except WriteError as failure:
+            reason = f"cannot be read, nor set aside: {failure.reason}"
+            raise WriteError(reason, keys=known) from failure
         for error, _ in bad:
-            _LOGGER.error("set aside: %s", error)
-            if not self._is_overtaken(error.key, known[error.key]):
-                self.forget(error.key)
+            if error.key in moved:
+                _LOGGER.error("set aside: %s", error)
+                if not self._is_overtaken(error.key, known[error.key]):
+                    self.forget(error.key)
+        return [key for key in known if key not in moved]
 
     async def load_one(self, key: str, kind: type[D]) -> D | None:
         """Return the document of one row, or None if there is none. Raises as `load`."""
@@ -169,8 +218,7 @@ class Rows:
 
         async with self.reading():
             others = await self._look()
-            rows = [row async for page in self.commits.scan(key) for row in page if row[0] == key]
-            await self._settle(_take_rows(rows, take))
+            await self._load_row(key, take)
             self._agree(key, others)
         return found[0] if found else None
 
@@ -233,7 +281,9 @@ class Rows:
             def take(key: str, text: bytes, into: list[tuple[int, D]] = documents) -> None:
                 into.append((name(key), self.codec.decode_document(text, kind)))
 
-            await self._settle(_take_rows(page, take))
+            rows: Iterable[Row] = page
+            while again := await self._settle(_take_rows(rows, take)):
+                rows = (await self.store.read(again)).items()
             for document in documents:
                 yield document
 
@@ -287,7 +337,8 @@ class Rows:
         self._unread.difference_update(documents)
         for error, _ in bad:
             self.doubt(error.key)
-        await self._settle(bad)
+        if again := await self._settle(bad):
+            await self.refresh_some({key: documents[key] for key in again}, prefix, kind)
 
     def _compare(
         self, key: str, text: bytes | None, document: D, kind: type[D], others: int | None
@@ -324,7 +375,9 @@ class Rows:
 
     def may_be_stored(self, key: str) -> bool:
         """Whether a row exists, as far as is known, or is about to."""
-        return self.commits.known(key) is not None or self.commits.is_pending(key)
+        if self.commits.is_pending(key):
+            return not self.commits.is_removed(key)
+        return self.commits.known(key) is not None
 
     def is_changed(self, key: str, document: object, kind: type) -> bool:
         """Whether memory holds something that the store, as far as is known, does not."""
@@ -373,10 +426,10 @@ class Rows:
         """Return a document as it is stored.
 
         Raises:
-            EncodeError: It cannot be stored exactly.
+            EncodeError: It cannot be stored exactly, or is too large for any store.
         """
         try:
-            return self.codec.encode_document(document, kind)
+            return _checked(key, self.codec.encode_document(document, kind))
         except EncodeError as error:
             error.key = key
             raise
@@ -384,7 +437,7 @@ class Rows:
     def encode(self, key: str, value: object) -> bytes:
         """Return any value as it is stored. Raises as `encode_document`."""
         with naming(key):
-            return self.codec.encode(value)
+            return _checked(key, self.codec.encode(value))
 
     def decode(self, key: str, text: bytes) -> Any:
         """Return the value in a row.
@@ -394,6 +447,16 @@ class Rows:
         """
         with naming(key):
             return self.codec.decode(text)
+
+
+def _checked(key: str, text: bytes) -> bytes:
+    """Return what can be stored; what cannot would be refused, and tried again, for ever."""
+    if len(text) + 4 * len(key) > MOST_BYTES:  # a character has four bytes at most
+        raise EncodeError(
+            f"it has {len(text):,} bytes, and with its key at most {MOST_BYTES:,} can be stored; "
+            "divide it, or keep what is large in files"
+        )
+    return text
 
 
 def _dumps(document: object) -> bytes | None:

@@ -17,6 +17,7 @@ from storages import KV, MemoryStorage, PickleStorage, SqliteStorage, Storage
 from stores import WatchedStore
 
 from kvpersist import MemoryStore
+from kvpersist import application as application_module
 
 settings.register_profile(
     "kvpersist",
@@ -66,6 +67,12 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         thread.join(10)  # aiosqlite's tells that it has closed the file just before it ends
         assert not thread.is_alive(), thread
     assert not _open_files() - files
+
+
+@pytest.fixture(autouse=True)
+def no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a slow machine write what belongs together at once; tests of slices ask for them."""
+    monkeypatch.setattr(application_module, "_SLICE", 3600.0)
 
 
 @pytest_asyncio.fixture(autouse=True)

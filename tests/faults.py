@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
+from kvpersist.stores.sqlite_file import open_file
+
 LOCKER: Final = """
 import sqlite3, sys
 locker = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -86,3 +88,24 @@ def unprivileged() -> Iterator[None]:
         yield
     finally:
         os.setresuid(*was)
+
+
+def transaction(number: int) -> dict[str, bytes | None]:
+    """Return rows that must agree; one comes and goes, one has several pages."""
+    return {
+        "chat/1": b'{"n":%d,"text":"%s"}' % (number, b"x" * (number * 4000 % 9000)),
+        "chat/2": b'{"n":%d}' % number,
+        "chat/3": b'{"n":%d}' % number if number % 2 else None,
+        f"user/{number}": b'{"n":%d}' % number,
+    }
+
+
+def rows_of_a_sound_file(path: Path) -> dict[str, bytes]:
+    """Open what a fault has left, as a bot does, and return its rows."""
+    connection = open_file(str(path), 0)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return dict(connection.execute("SELECT key, CAST(value AS BLOB) FROM documents"))
+    finally:
+        connection.execute("PRAGMA synchronous = OFF")  # it takes long, and nobody needs it
+        connection.close()

@@ -432,6 +432,8 @@ class SimulatedStore:
             await has_ended.wait()
 
     async def close(self) -> None:
+        if self._applying is not None and self._loop is asyncio.get_running_loop():
+            self._world.say("closed in a transaction")
         try:
             await self._take_time()
             await self._until_rescued()
@@ -591,14 +593,21 @@ def simulate(seed: int) -> Counter[str]:
 def main() -> None:
     """Try one seed after the other for as long as the command line says."""
     seconds, seed = float(sys.argv[1]), int(sys.argv[2])
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
+    say(f"histories of group commit, from seed {seed}, for {seconds:g} s")
     tried: Counter[str] = Counter()
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or not tried:
         tried += simulate(seed)
         seed += 1
+    say(f"seeds to {seed - 1}; how often what happened:")
     for what, times in sorted(tried.items(), key=lambda item: -item[1]):
-        print(f"{times:>10} {what}")  # noqa: T201  it talks to a person
+        say(f"{times:>10} {what}")
+
+
+def say(words: str) -> None:
+    """Tell the person."""
+    print(words, flush=True)  # noqa: T201  it talks to a person
 
 
 if __name__ == "__main__":

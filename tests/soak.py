@@ -231,6 +231,7 @@ class Soak:
 
 async def soak(seconds: float, seed: int, updates: int) -> list[str]:
     """Let bots work for some time, plain and lazy ones in turns; return what was wrong."""
+    say(f"bots at full speed, from seed {seed}, for {seconds:g} s")
     until = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as name:
         soaks = [Soak(Path(name), seed, lazy=lazy) for lazy in (False, True)]
@@ -239,7 +240,7 @@ async def soak(seconds: float, seed: int, updates: int) -> list[str]:
                 await each.round(updates)
         for each, kind in zip(soaks, ("plain dicts", "lazy"), strict=True):
             compared = each.compare()
-            say(f"{seed=}, {kind}:", dict(each.done))
+            say(f"{kind}:", dict(each.done))
             for figure, (first, last) in compared.items():
                 say(f"{figure:>12}: {first:>12,.0f} at first, {last:>12,.0f} at the end")
             say(f"{'largest log':>12}: {max(each.log for each in each.figures):>12,}")

@@ -49,11 +49,20 @@ def before(module, name):
         return function(*args)
     setattr(module, name, patched)
 
+def after_link():
+    link = os.link
+    def patched(*args):
+        link(*args)
+        die()
+    os.link = patched
+
 async def main():
     store = SqliteStore(path)
     await store.open()
     await store.apply({"chat/acknowledged": b"1"})
-    if moment != "progress":
+    if moment == "linked":
+        after_link()
+    elif moment != "progress":
         before(os, moment)
     await store.backup(path + ".copy", die if moment == "progress" else None)
 
@@ -110,6 +119,7 @@ async def test_a_copy_is_of_one_moment_while_the_bot_writes(bot_db: Path, copy: 
 async def test_a_bot_starts_from_a_copy(bot_db: Path, copy: Path) -> None:
     """A backup is a file like the original, and has what was acknowledged before it began."""
     persistence = KVPersistence(bot_db)
+    await persistence.get_chat_data()
     await persistence.backup(copy.with_name("empty.db"))
     await persistence.update_chat_data(1, {"n": 1})
     await persistence.update_conversation(name="c", key=(1, 1), new_state=5)
@@ -222,6 +232,90 @@ async def test_a_full_disk_leaves_nothing(bot_db: Path, copy: Path) -> None:
     await store.close()
 
 
+@pytest.mark.parametrize("damaged", ["table", "index", "end"])
+async def test_a_damaged_file_gives_no_copy(bot_db: Path, copy: Path, damaged: str) -> None:
+    """The error says that the file is damaged, whatever page it is; nothing is left."""
+    store = await opened(bot_db)
+    await store.close()
+    data = bytearray(bot_db.read_bytes())
+    start = {"table": 4096, "index": 2 * 4096, "end": len(data) - 4096}[damaged]
+    data[start : start + 4096] = bytes(4096)
+    bot_db.write_bytes(data)
+    persistence = KVPersistence(bot_db)
+    words = f"{copy} was not written: .*malformed.*; {bot_db}: it is damaged, .*integrity_check"
+    with pytest.raises(BackupError, match=f"(?s){words}"):
+        await persistence.backup(copy)
+    assert list(copy.parent.iterdir()) == []
+    await persistence.flush()
+    assert bot_db.read_bytes() == data
+
+
+async def test_tables_of_others_are_copied_as_they_are(bot_db: Path, copy: Path) -> None:
+    """They may need functions that their program alone has."""
+    store = await opened(bot_db)
+    await store.close()
+    with closing(sqlite3.connect(bot_db)) as connection:
+        connection.create_function("f", 1, lambda value: value, deterministic=True)
+        connection.executescript("CREATE TABLE notes (note); CREATE INDEX i ON notes (f(note))")
+        connection.execute("INSERT INTO notes VALUES (5)")
+        connection.commit()
+    await store.open()
+    await store.backup(copy)
+    await store.close()
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT note FROM notes").fetchall() == [(5,)]
+
+
+async def test_looking_through_the_copy_ends_when_nobody_waits_for_it(
+    bot_db: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long for a large file; nothing else of it is done then."""
+    store = await opened(bot_db)
+    loop = asyncio.get_running_loop()
+
+    async def cancel() -> None:
+        backup.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def cancel_at_the_end(copied: int, total: int) -> None:
+        if copied == total:
+            asyncio.run_coroutine_threadsafe(cancel(), loop).result(60)
+
+    synced: list[Path] = []
+    monkeypatch.setattr("kvpersist.stores.sqlite_backup._STEP_INSTRUCTIONS", 1)
+    monkeypatch.setattr("kvpersist.stores.sqlite_backup.sync", synced.append)
+    backup = asyncio.create_task(store.backup(copy, cancel_at_the_end))
+    with pytest.raises(asyncio.CancelledError):
+        await backup
+    assert synced == list(copy.parent.iterdir()) == []
+    await store.close()
+
+
+async def test_a_file_that_is_not_there_is_not_made(bot_db: Path, copy: Path) -> None:
+    """An empty copy of an empty file would be taken for a backup."""
+    with pytest.raises(BackupError, match=f"no file {bot_db} to be copied"):
+        await KVPersistence(bot_db).backup(copy)
+    assert [*bot_db.parent.iterdir()] == [copy.parent]
+    assert list(copy.parent.iterdir()) == []
+
+
+async def test_a_progress_that_cannot_work_is_refused(bot_db: Path, copy: Path) -> None:
+    """Before anything is copied, as by the constructor."""
+    store = await opened(bot_db)
+
+    async def progress(_: int, __: int) -> None:
+        pass
+
+    for wrong in (5, progress):
+        with pytest.raises(ConfigurationError, match="progress must be a function, not async"):
+            await store.backup(copy, wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="progress must be a function, not async"):
+            await KVPersistence(bot_db).backup(copy, wrong)  # type: ignore[arg-type]
+    assert list(copy.parent.iterdir()) == []
+    await store.close()
+
+
 async def test_names_that_cannot_be_are_refused(bot_db: Path) -> None:
     """A folder that is missing, a path that is none."""
     store = await opened(bot_db)
@@ -275,7 +369,7 @@ async def test_a_backup_that_is_cancelled_leaves_nothing(
 
     backup = asyncio.create_task(store.backup(copy, hold_up))
     await has_begun.wait()
-    (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:open")
+    (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:sqlite")
     for _ in range(times):
         backup.cancel()
         await asyncio.sleep(0)
@@ -316,7 +410,7 @@ def test_a_program_that_ends_meanwhile_leaves_nothing(bot_db: Path, copy: Path) 
 
 @pytest.mark.parametrize(
     ("moment", "times"),
-    [("progress", 1), ("progress", 2), ("fsync", 1), ("link", 1), ("fsync", 2)],
+    [("progress", 1), ("progress", 2), ("fsync", 1), ("link", 1), ("linked", 1), ("fsync", 2)],
 )
 async def test_a_process_that_is_killed_leaves_no_half_copy(
     bot_db: Path, moment: str, times: int
@@ -328,12 +422,19 @@ async def test_a_process_that_is_killed_leaves_no_half_copy(
     assert subprocess.run(command, timeout=60, check=False).returncode == -9
     copy = bot_db.with_name("bot.db.copy")
     everything = ROWS | {"chat/acknowledged": b"1"}
-    assert copy.exists() == ((moment, times) == ("fsync", 2))
-    if copy.exists():
-        assert rows(copy) == everything
-        copy.unlink()
+    assert copy.exists() == ((moment, times) in {("linked", 1), ("fsync", 2)})
     left = [path for path in bot_db.parent.iterdir() if path.name.startswith(sqlite_backup.PREFIX)]
     assert len(left) <= 1
+    if copy.exists():
+        assert rows(copy) == everything
+        if moment == "linked":  # the copy has two names now
+            with pytest.raises(OpenError, match="kvpersist-.* was killed, and may be removed"):
+                await SqliteStore(copy).open()
+            left[0].unlink()
+        of_copy = SqliteStore(copy)
+        await of_copy.open()
+        await of_copy.close()
+        copy.unlink()
     await store.open()
     await store.backup(copy)
     await store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 from collections.abc import Collection
@@ -15,7 +16,7 @@ from bots import NEVER
 from handlers import conversation, remember, text
 from stores import WatchedStore, stored
 from telegram.ext import PersistenceInput
-from through import build
+from through import build, counting, running
 
 from kvpersist import (
     BadRowsError,
@@ -94,7 +95,8 @@ async def test_a_start_tells_of_all_rows_that_cannot_be_read(bad_db: Path) -> No
         shown = str(caught.value)
         assert "9 rows cannot be read" in shown
         assert '- chat/3 → ["a"]: ' in shown
-        assert "on_bad_row" in shown
+        assert shown.startswith(f"{bad_db}: ")
+        assert shown.endswith('Or start without: KVPersistence(..., on_bad_row="set-aside")')
     assert kept(bad_db) == GOOD | BAD
     other = SqliteStore(bad_db)
     await other.open()
@@ -108,6 +110,8 @@ async def test_only_what_is_kept_is_looked_at(bad_db: Path) -> None:
     with pytest.raises(DecodeError) as caught:
         await KVPersistence(bad_db).get_chat_data()
     assert type(caught.value) is DecodeError
+    assert str(caught.value).startswith(f"{bad_db}: chat/2: ")
+    assert str(caught.value).endswith('KVPersistence(..., on_bad_row="set-aside")')
     write(bad_db, {f"chat/{chat}": "{" for chat in range(10, 30)})
     with pytest.raises(BadRowsError, match="and 11 more"):
         await KVPersistence(bad_db).get_chat_data()
@@ -217,7 +221,8 @@ async def test_only_what_was_read_is_set_aside(kv: Any) -> None:
     store = kv.persistence().store
     await store.open()
     await store.apply({"chat/1": b"{", "chat/2": b"{}"})
-    await store.set_aside([("chat/1", b"{", "why"), ("chat/2", b"{", "why"), ("chat/3", b"{", "")])
+    bad = [("chat/1", b"{", "why"), ("chat/2", b"{", "why"), ("chat/3", b"{", "")]
+    assert [*await store.set_aside(bad)] == ["chat/1"]
     assert await store.read(["chat/1", "chat/2", "chat/3"]) == {"chat/2": b"{}"}
     await store.close()
 
@@ -230,12 +235,13 @@ async def test_what_is_written_while_a_row_is_set_aside_is_known(is_first: bool)
     rows = Rows(store, Codec(), aside=store)
     set_aside = store.set_aside
 
-    async def write_meanwhile(bad: Collection[BadRow]) -> None:
+    async def write_meanwhile(bad: Collection[BadRow]) -> Collection[str]:
         if is_first:
             await rows.commits.write({"chat/1": b'{"n":1}'})
-        await set_aside(bad)
+        moved = await set_aside(bad)
         if not is_first:
             await rows.commits.write({"chat/1": b'{"n":1}'})
+        return moved
 
     store.set_aside = write_meanwhile  # type: ignore[method-assign, assignment]
     await rows.load("chat/", partial(keys.document_id, "chat"), dict)
@@ -253,13 +259,92 @@ async def test_a_row_that_cannot_be_set_aside_stops_the_start(bad_db: Path) -> N
     await persistence.store.open()
     with closing(sqlite3.connect(bad_db, isolation_level=None)) as locker:
         locker.execute("BEGIN IMMEDIATE")
-        with pytest.raises(WriteError, match="locked"):
+        with pytest.raises(
+            WriteError, match="chat/x: cannot be read, nor set aside: .*locked"
+        ) as e:
             await persistence.get_chat_data()
         locker.execute("ROLLBACK")
+    assert {*e.value.keys} == {key for key in BAD if key.startswith("chat")}
     await persistence.flush()
     assert kept(bad_db) == GOOD | BAD
     with pytest.raises(WriteError, match="not open"):
         await persistence.store.set_aside([])  # type: ignore[attr-defined]
+
+
+class Mended(SqliteStore):
+    """Another program is faster than a row is set aside."""
+
+    def __init__(self, path: Path, **rows: str) -> None:
+        super().__init__(path)
+        self.rows = {key.replace("_", "/"): value for key, value in rows.items()}
+
+    async def set_aside(self, rows: Collection[BadRow]) -> Collection[str]:
+        """Have a row rewritten before one time, and then another."""
+        for key in {key for key, *_ in rows} & self.rows.keys():
+            await asyncio.to_thread(write, Path(self.path), {key: self.rows.pop(key)})
+        return await super().set_aside(rows)
+
+
+@pytest.mark.parametrize("now", ["again {", '{"n":2}'])
+async def test_a_row_that_was_mended_meanwhile_is_read(
+    bad_db: Path, caplog: pytest.LogCaptureFixture, now: str
+) -> None:
+    """At a start and in a look through all: it is not set aside, and nobody says so."""
+    persistence = KVPersistence(Mended(bad_db, chat_2=now, bot=now), on_bad_row="set-aside")
+    write(bad_db, {"bot": "{"})
+    expected = {1: {"n": 1}} | ({2: {"n": 2}} if "2" in now else {})
+    assert await persistence.get_chat_data() == expected
+    assert await persistence.get_bot_data() == expected.get(2, {})
+    await persistence.flush()
+    aside = set_aside(bad_db)
+    told = {*caplog.messages}
+    assert aside.get("chat/2") == aside.get("bot") == (None if 2 in expected else now)
+    assert (2 in expected) is not any("set aside: chat/2" in each for each in told)
+    write(bad_db, {"chat/2": "{"})
+    persistence = KVPersistence(Mended(bad_db, chat_2=now), on_bad_row="set-aside")
+    assert dict([item async for item in persistence.documents("chat")]) == expected
+    await persistence.flush()
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["loaded", "lazy"])
+async def test_a_row_that_was_mended_before_it_is_used_is_taken_over(
+    bot_db: Path, *, lazy: bool
+) -> None:
+    """It is not written over by what memory had."""
+    store = Mended(bot_db, chat_1='{"said":["mended"]}')
+    bot = build(store, text(remember), on_bad_row="set-aside", lazy=lazy)
+    async with bot.app:
+        await bot.say("x", 1)
+        write(bot_db, {"chat/1": "{"})
+        await bot.say("y", 1)
+    assert bot.errors == []
+    assert stored(bot_db)["chat/1"] == {"said": ["mended", "y"]}
+    assert set_aside(bot_db) == {}
+
+
+async def test_keys_that_are_no_utf_8_are_bad_rows(
+    bad_db: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of whatever kind; each is named, set aside as it is, and holds up no other."""
+    odd = [b"chat/\xff\xfe", b"chat/1\xff", b"conversation/order/[\xff]"]
+    with closing(sqlite3.connect(bad_db)) as connection, connection:
+        connection.execute("DELETE FROM documents WHERE key NOT IN ('chat/1', 'user/1')")
+        put = "INSERT INTO documents VALUES (CAST(? AS TEXT), '{}', 7, 8)"
+        connection.executemany(put, [(key,) for key in odd])
+        connection.executemany(put, [(b"chat/0\xff%d" % number,) for number in range(1200)])
+    with pytest.raises(BadRowsError, match=r"chat/0\\udcff0: ") as caught:
+        await KVPersistence(bad_db).get_chat_data()
+    assert len(caught.value.errors) == len(odd) + 1200
+    persistence = KVPersistence(bad_db, on_bad_row="set-aside")
+    assert await persistence.get_chat_data() == {1: {"n": 1}}
+    assert await persistence.get_user_data() == {1: {"n": 1}}
+    assert await persistence.get_conversations("order") == {}
+    await persistence.flush()
+    assert any(r"chat/1\udcff: " in message for message in caplog.messages)
+    with closing(sqlite3.connect(bad_db)) as connection:
+        keys_aside = connection.execute("SELECT CAST(key AS BLOB) FROM set_aside").fetchall()
+    assert len(keys_aside) == len(odd) + 1200
+    assert {(key,) for key in odd} <= {*keys_aside}
 
 
 def test_a_policy_that_cannot_work_is_refused(store: WatchedStore) -> None:
@@ -269,3 +354,38 @@ def test_a_policy_that_cannot_work_is_refused(store: WatchedStore) -> None:
     with pytest.raises(ConfigurationError, match="cannot set rows aside"):
         KVPersistence(store, on_bad_row="set-aside")
     KVPersistence(MemoryStore(), on_bad_row="set-aside")
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+async def test_a_handler_that_is_added_later_spoils_nothing(bot_db: Path, *, is_used: bool) -> None:
+    """What a bot that runs knows of its rows says what is in its memory, not what a start finds."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(1, {"n": 0})
+    await persistence.flush()
+    chat = (await persistence.get_chat_data())[1]
+    if is_used:
+        await persistence.update_chat_data(2, {"in": "use"})
+    write(bot_db, {"chat/1": '{"n":0,"other":"program"}', "conversation/x/[1]": "{"})
+    with pytest.raises(DecodeError):
+        await persistence.get_conversations("x")
+    await persistence.refresh_chat_data(1, chat)
+    chat["mine"] = 1
+    await persistence.update_chat_data(1, chat)
+    await persistence.flush()
+    assert kept(bot_db)["chat/1"] == '{"n":0,"other":"program","mine":1}'
+
+
+async def test_a_handler_that_is_added_later_lets_nothing_be_overwritten(bot_db: Path) -> None:
+    """Another program has left half a document, which the bot must not overwrite."""
+    async with running(SqliteStore(bot_db), counting("count")) as bot:
+        await bot.say("/count")
+        write(bot_db, {"chat/1": '{"half": ', "conversation/x/[1]": "{"})
+        await bot.say("/count")
+        with pytest.raises(DecodeError):
+            await bot.app.persistence.get_conversations("x")  # type: ignore[union-attr]
+        bot.app.chat_data[1]["n"] = 99
+        bot.app.mark_data_for_update_persistence(chat_ids=1)
+        await bot.save()
+        assert kept(bot_db)["chat/1"] == '{"half": '
+        assert [type(error) for error in bot.errors] == [DecodeError]
+        bot.errors.clear()

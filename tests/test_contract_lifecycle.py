@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bots import NEVER, build, text_update
+import through
+from bots import NEVER, Bot, build, text_update
+from faults import locked_by_another_program
 from handlers import conversation, remember, text
 from storages import KV, SqliteStorage, Storage, running
-from stores import WatchedStore
+from stores import WatchedStore, stored
 from telegram import Update
 from telegram.ext import (
+    CommandHandler,
     PersistenceInput,
 )
 
@@ -28,6 +31,7 @@ from kvpersist import (
     MemoryStore,
     SqliteStore,
     Store,
+    WriteError,
 )
 
 
@@ -237,3 +241,58 @@ async def test_switched_off_data_is_not_touched_even_if_the_calls_are_made(
     assert document == {"mine": 1}
     assert (store.reads, store.scans, store.tries) == (0, 0, 0)
     assert storage.all_columns() == before
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["loaded", "lazy"])
+async def test_after_a_shutdown_that_failed_others_may_have_written(
+    bot_db: Path, *, lazy: bool
+) -> None:
+    """PTB loads nothing when it is initialised again, and memory may be old."""
+
+    async def tick(_: Update, context: Any) -> None:
+        for data in (context.bot_data, context.chat_data):
+            data["n"] = data.get("n", 0) + 1
+
+    def new() -> Bot:
+        store = SqliteStore(bot_db, busy_timeout=0.1)
+        return through.build(store, CommandHandler("tick", tick), lazy=lazy)
+
+    one, other = new(), new()
+    await one.app.initialize()
+    for chat in (1, 2, 3):
+        await one.say("/tick", chat)
+    with locked_by_another_program(bot_db):
+        await one.say("/tick", 2)
+        with pytest.raises(WriteError, match="left in"):
+            await one.app.shutdown()
+    assert {type(error) for error in one.errors} == {WriteError}
+    async with other.app:
+        for chat in (1, 1, 2):
+            await other.say("/tick", chat)
+        other.app.drop_chat_data(3)
+    await one.app.initialize()
+    await one.app.update_persistence()
+    for chat in (1, 2, 3):
+        await one.say("/tick", chat)
+    await one.app.shutdown()
+    counts = {key: row["n"] for key, row in stored(bot_db).items() if isinstance(row, dict) and row}
+    assert counts == {"chat/1": 4, "chat/2": 4, "chat/3": 1, "bot": 10}
+
+
+async def test_a_failed_shutdown_takes_no_row_for_stored_that_is_not(store: WatchedStore) -> None:
+    """A persistence that is loaded anew knows what it has found, and nothing else."""
+    persistence = KVPersistence(store, update_interval=NEVER)
+    await persistence.update_chat_data(1, {"a": 1})
+    await persistence.update_chat_data(2, {"a": 1})
+    store.failure = WriteError("the disk is full")
+    for changes in (persistence.drop_chat_data(2), persistence.flush()):
+        with pytest.raises(WriteError):
+            await changes
+    store.failure = None
+    await store.store.apply({"chat/1": None})
+    assert await persistence.get_chat_data() == {}
+    await persistence.update_chat_data(1, {"a": 1})
+    await persistence.update_chat_data(2, {"a": 1})
+    await persistence.flush()
+    assert await persistence.get_chat_data() == {1: {"a": 1}, 2: {"a": 1}}
+    await persistence.flush()

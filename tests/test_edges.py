@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from itertools import count
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from kvpersist import EncodeError, KVPersistence, MemoryStore, keys
+from kvpersist.rows import MOST_BYTES
+from kvpersist.stores.sqlite_schema import SCHEMA
 
 NAMES = 10_000
 ODD = [
@@ -68,7 +71,7 @@ async def test_states_of_odd_conversations_and_ids_come_back() -> None:
     await again.flush()
 
 
-async def test_an_enormous_document_holds_up_nobody(bot_db: Path) -> None:
+async def test_an_enormous_document_is_stored_with_the_others(bot_db: Path) -> None:
     """100 MB are stored as they are; what cannot be fails alone, however large."""
     persistence = KVPersistence(bot_db)
     large = {"text": "x" * 100_000_000}
@@ -86,6 +89,40 @@ async def test_an_enormous_document_holds_up_nobody(bot_db: Path) -> None:
     assert found[0] == large
     assert len(found) == 49
     await persistence.flush()
+
+
+async def test_a_document_that_no_store_takes_is_refused_at_once(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be tried again for ever, and rescued in vain: of whatever kind it is."""
+    monkeypatch.setattr("kvpersist.rows.MOST_BYTES", 1000)
+    persistence = KVPersistence(bot_db)
+    large = "x" * 1000
+    await persistence.update_chat_data(1, {"n": 1})
+    for update in (
+        persistence.update_chat_data(1, {"text": large}),
+        persistence.update_conversation("c", (1,), large),
+        persistence.update_callback_data(([("k", 1.0, {"b": large})], {})),
+    ):
+        with pytest.raises(EncodeError, match=r"/.*: it has 1,0.. bytes, and .* at most 1,000"):
+            await update
+    with pytest.raises(EncodeError, match="it has . bytes, and with its key at most 1,000"):
+        await persistence.update_conversation("c" * 300, (1,), "st")
+    await persistence.flush()
+    assert await persistence.get_chat_data() == {1: {"n": 1}}
+    await persistence.flush()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no sqlite3.Connection.setlimit")
+def test_sqlite_takes_what_is_not_refused() -> None:
+    """Of its bytes for a row, 100 are enough for all but the key and the value."""
+    least = 10_000
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, least)
+        room = least - (10**9 - MOST_BYTES)
+        row = ("k" * 1000, "x" * (room - 1000), 2**62, 2**62)
+        connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?)", row)
 
 
 async def test_a_clock_that_jumps_changes_no_order(

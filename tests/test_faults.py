@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,41 @@ from kvpersist import (
     OpenError,
     ReadError,
     SqliteStore,
+    UnavailableError,
     WriteError,
 )
+
+ON_A_FULL_DISK = """
+import asyncio, os, sys
+from kvpersist import KVPersistence, WriteError
+
+async def refused(write):
+    try:
+        await write
+    except WriteError as error:
+        return str(error)
+
+async def main():
+    persistence = KVPersistence(os.path.join(sys.argv[1], "bot.db"))
+    await persistence.update_chat_data(0, {"n": 0})
+    filler = os.open(os.path.join(sys.argv[1], "filler"), os.O_WRONLY | os.O_CREAT)
+    for size in (4096, 1):
+        try:
+            while os.write(filler, bytes(size)):
+                pass
+        except OSError:
+            pass
+    assert "full" in await refused(persistence.update_chat_data(1, {"text": "x" * 50_000}))
+    said = await refused(persistence.flush())
+    assert "full" in said and "nor rescued" in said and "No space left" in said, said
+    os.ftruncate(filler, 0)
+    await persistence.flush()
+    assert [*await persistence.get_chat_data()] == [0, 1]
+    await persistence.flush()
+
+asyncio.run(main())
+"""
+_MOUNT = 'mount -t tmpfs -o size=500k tmpfs "$0" && exec "$@" "$0"'
 
 
 async def test_a_short_lock_of_another_program_is_waited_for(bot_db: Path) -> None:
@@ -50,6 +85,60 @@ async def test_a_long_lock_refuses_the_write_and_nothing_is_lost(bot_db: Path) -
             await persistence.flush()
     await persistence.flush()
     assert stored(bot_db) == {"chat/1": {"n": 2}}
+
+
+async def test_after_a_lock_was_too_long_the_next_writes_wait_shortly(bot_db: Path) -> None:
+    """Or each of the updates that are waiting would take the whole busy timeout at the end."""
+    store = SqliteStore(bot_db, busy_timeout=0.3)
+    await store.open()
+    assert store._opened is not None
+    file = store._opened.file
+
+    def patience() -> int:
+        ((milliseconds,),) = file.execute("PRAGMA busy_timeout").fetchall()
+        return int(milliseconds)
+
+    with locked_by_another_program(bot_db):
+        assert patience() == 300
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="locked"):
+                await store.apply({"chat/1": b"1"})
+            assert patience() == 100
+    with pytest.raises(WriteError, match="surrogates"):
+        await store.apply({"chat/\ud800": b"1"})
+    assert patience() == 100
+    await store.apply({"chat/1": b"1"})
+    assert patience() == 300
+    await store.close()
+    impatient = SqliteStore(bot_db, busy_timeout=0.05)
+    await impatient.open()
+    assert impatient._opened is not None
+    file = impatient._opened.file
+    with locked_by_another_program(bot_db), pytest.raises(UnavailableError):
+        await impatient.apply({"chat/1": b"1"})
+    assert patience() == 50
+    await impatient.close()
+
+
+async def test_a_row_that_sqlite_has_no_number_for_is_refused(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python does it with more than 2 GB; here an integer stands in for that."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    enormous = "DELETE FROM documents WHERE key = ?", [[(2**64,)]]
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.transaction", lambda _: enormous)
+        with pytest.raises(WriteError, match="too large"):
+            await store.apply({"chat/1": b"1"})
+    await store.rescue({"chat/1": b"1"})
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite_rescue.transaction", lambda _: enormous)
+        with pytest.raises(OpenError, match="too large.* for chat/1"):
+            await store.open()
+    await store.open()
+    await store.close()
+    assert stored(bot_db) == {"chat/1": 1}
 
 
 async def test_a_full_disk_refuses_the_write_and_nothing_is_lost(bot_db: Path) -> None:
@@ -204,7 +293,7 @@ async def test_a_row_that_cannot_be_read_stops_the_start(
         await start(KVPersistence(bot_db))
     assert caught.value.key == key
     assert caught.value.scope == key.split("/", maxsplit=1)[0]
-    assert str(caught.value).startswith(key)
+    assert str(caught.value).startswith(f"{bot_db}: {key}")
     with closing(sqlite3.connect(bot_db, isolation_level=None)) as editor:
         query = "SELECT value FROM documents WHERE key = ?"
         assert editor.execute(query, (key,)).fetchone() == (text,)
@@ -247,13 +336,42 @@ async def test_one_keyboard_that_cannot_be_stored_fails_alone(bot_db: Path) -> N
     await persistence.flush()
 
 
-@pytest.mark.parametrize("wrong", [None, "5", 5.0, True])
+@pytest.mark.parametrize("wrong", [None, "5", 5.0, True, "x" * 9999])
 async def test_an_id_that_is_no_int_is_refused(bot_db: Path, wrong: object) -> None:
     """The row of another id is not overwritten by mistake: 5 and "5" are not the same."""
     persistence = KVPersistence(bot_db)
-    with pytest.raises(EncodeError, match="id of a chat must be an int"):
+    with pytest.raises(EncodeError, match="id of a chat must be an int") as caught:
         await persistence.update_chat_data(wrong, {})  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
     assert not bot_db.exists()
+
+
+def test_a_disk_that_is_full_to_the_last_byte_leaves_room_for_nothing(tmp_path: Path) -> None:
+    """No rescue file either, which the error says; what is kept is written when there is room."""
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, str(tmp_path)]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):  # pragma: no cover  not everybody may mount
+        pytest.skip("no file system of its own can be had")
+    command += [sys.executable, "-c", ON_A_FULL_DISK]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+async def test_an_id_that_no_start_would_read_is_refused(bot_db: Path) -> None:
+    """More than 100 digits, also those of which Python itself makes no text."""
+    persistence = KVPersistence(bot_db)
+    for wrong in (10**100, -(10**100), 10**5000):
+        with pytest.raises(EncodeError, match="chat/…: the id of a chat has at most 100 digits"):
+            await persistence.update_chat_data(wrong, {})
+        with pytest.raises(EncodeError, match="at most 100 digits"):
+            await persistence.drop_chat_data(wrong)
+    most = {10**100 - 1: {"n": 1}, 1 - 10**100: {"n": 2}}
+    for chat, data in most.items():
+        await persistence.update_chat_data(chat, data)
+    await persistence.flush()
+    assert await persistence.get_chat_data() == most
+    await persistence.flush()
 
 
 async def test_what_an_earlier_run_could_not_write_is_written_first(bot_db: Path) -> None:

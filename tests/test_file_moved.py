@@ -9,11 +9,13 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ from stores import stored
 from kvpersist import (
     BackupError,
     KVPersistence,
+    KVPersistError,
     OpenError,
     SqliteStore,
     StoreInUseError,
+    UnavailableError,
     WriteError,
 )
 from kvpersist.group_commit import GroupCommit
-from kvpersist.stores.sqlite_file import open_file
+from kvpersist.stores import rescue
+from kvpersist.stores.sqlite_file import open_file, open_reader
 
 
 def remove(path: Path) -> None:
@@ -140,7 +145,10 @@ async def test_a_write_into_a_file_that_nobody_would_find_is_refused(
 
 
 async def test_a_new_start_takes_what_is_there(bot_db: Path) -> None:
-    """A file that was put in the place of the other is the new store's, whole and unmixed."""
+    """A file that was put in the place of the other is the new store's, whole and unmixed.
+
+    Until a person says that it is to have what waits.
+    """
     persistence = KVPersistence(bot_db)
     await persistence.update_chat_data(1, {"n": 1})
     await persistence.flush()
@@ -154,10 +162,11 @@ async def test_a_new_start_takes_what_is_there(bot_db: Path) -> None:
         await persistence.flush()
     restarted = KVPersistence(bot_db)
     for _ in range(2):
-        with pytest.raises(OpenError, match="they are of another file"):
+        with pytest.raises(OpenError, match='they are of another .* by "of": null'):
             await restarted.get_chat_data()
-    bot_db.with_name("bot.db-rescue").rename(bot_db.with_name("elsewhere"))
-    assert await restarted.get_chat_data() == {1: {"n": 1}}
+        assert stored(bot_db) == {"chat/1": {"n": 1}}
+    allow_for_any_file(bot_db)
+    assert await restarted.get_chat_data() == {1: {"n": 3}}
     await restarted.flush()
 
 
@@ -364,7 +373,11 @@ async def test_a_lock_that_is_removed_costs_nothing(
 
 
 async def test_a_second_bot_without_the_lock_is_not_overwritten(bot_db: Path) -> None:
-    """The first writes nothing more, and says why, until the second has ended."""
+    """The first writes nothing more, and says why, also when the second has ended.
+
+    Which of two values is the newer one only a person can tell: the first's are left beside the
+    file, and the next start says how to have them written.
+    """
     first, second = KVPersistence(bot_db), KVPersistence(bot_db)
     await first.update_chat_data(1, {"n": 1})
     bot_db.with_name("bot.db-lock").unlink()
@@ -377,8 +390,173 @@ async def test_a_second_bot_without_the_lock_is_not_overwritten(bot_db: Path) ->
     await second.update_chat_data(2, {"n": 2})
     await second.flush()
     assert stored(bot_db) == {"chat/1": {"n": 2}, "chat/2": {"n": 2}}
+    with pytest.raises(
+        WriteError, match="chat/1: .* since .*bot.db-lock was removed.*restart the bot"
+    ):
+        await first.update_chat_data(1, {"n": 4})
+    with pytest.raises(WriteError, match="for the next start"):
+        await first.flush()
+    assert stored(bot_db) == {"chat/1": {"n": 2}, "chat/2": {"n": 2}}
+    with pytest.raises(OpenError, match='replace its "of": ".+" by "of": null'):
+        await KVPersistence(bot_db).get_chat_data()
+    allow_for_any_file(bot_db)
+    restarted = KVPersistence(bot_db)
+    assert await restarted.get_chat_data() == {1: {"n": 4}, 2: {"n": 2}, 3: {"n": 3}}
+    await restarted.flush()
+
+
+async def test_two_who_find_the_lock_removed_open_the_file_once(bot_db: Path) -> None:
+    """The second does not close what the first has opened anew, and maybe written to."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    bot_db.with_name("bot.db-lock").unlink()
+    others = await store.see_others()
+    writing = [store.apply({"chat/2": b"2"}), store.set_aside([("chat/1", b"1", "bad")])]
+    await asyncio.gather(*writing)
+    assert await store.see_others() == others + 1
+    await store.close()
+    assert stored(bot_db) == {"chat/2": 2}
+
+
+async def test_a_second_bot_that_has_written_nothing_costs_nothing(bot_db: Path) -> None:
+    """When it has ended the first goes on by itself."""
+    first, second = KVPersistence(bot_db), KVPersistence(bot_db)
+    await first.update_chat_data(1, {"n": 1})
+    bot_db.with_name("bot.db-lock").unlink()
+    await second.get_chat_data()
+    with pytest.raises(WriteError, match="another bot has .*bot.db open"):
+        await first.update_chat_data(1, {"n": 2})
+    await second.flush()
+    await first.update_chat_data(2, {"n": 2})
     await first.flush()
-    assert stored(bot_db) == {"chat/1": {"n": 3}, "chat/2": {"n": 2}, "chat/3": {"n": 3}}
+    assert stored(bot_db) == {"chat/1": {"n": 2}, "chat/2": {"n": 2}}
+
+
+def allow_for_any_file(path: Path) -> None:
+    """Change the rescue file as its error says."""
+    left = path.with_name("bot.db-rescue")
+    left.write_text(re.sub('"of": "[^"]*"', '"of": null', left.read_text()))
+
+
+@pytest.mark.parametrize("move", [rename, replace])
+async def test_a_file_that_is_moved_after_its_log_was_removed_is_missed(
+    bot_db: Path, move: Callable[[Path], None]
+) -> None:
+    """The file is opened anew at once, so that none of another bot's gets the next row."""
+    persistence = KVPersistence(bot_db)
+    chats = {chat: {"n": chat} for chat in range(3)}
+    for chat, document in chats.items():
+        await persistence.update_chat_data(chat, document)
+    other = KVPersistence(bot_db.with_name("other.db"))
+    await other.update_chat_data(1, {"of": "another bot"})
+    await other.flush()
+    remove_log(bot_db)
+    await persistence.update_chat_data(1, {"n": 1.5})
+    bot_db.with_name("other.db").rename(bot_db.with_name("copy.db"))
+    move(bot_db)
+    there = bot_db.exists() and stored(bot_db)
+    with suppress(KVPersistError):  # what is in memory stays as it is
+        await persistence.refresh_chat_data(2, chats[2])
+    assert chats[2] == {"n": 2}
+    with pytest.raises(WriteError, match="was removed|was replaced"):
+        await persistence.update_chat_data(1, {"n": 2})
+    assert (bot_db.exists() and stored(bot_db)) == there
+    with pytest.raises(WriteError, match="for the next start"):
+        await persistence.flush()
+
+
+@pytest.mark.parametrize("end", ["wal", "lock"])
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_file_that_cannot_be_opened_anew_is_opened_by_nobody_else_s_state(
+    bot_db: Path, end: str, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it can be: what somebody puts there meanwhile gets no row of this one's."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    bot_db.with_name(f"bot.db-{end}").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_file", _fail_to_open)
+        if end == "lock":
+            with pytest.raises(UnavailableError, match="too many"):
+                await store.apply({"chat/1": b"2"})
+        else:
+            await store.apply({"chat/1": b"2"})
+    rename(bot_db)
+    if is_there:
+        other = SqliteStore(bot_db)
+        await other.open()
+        await other.apply({"chat/9": b"9"})
+        await other.close()
+    with pytest.raises(OpenError, match="replaced" if is_there else "removed"):
+        await store.open()
+    bot_db.with_name("other.db").replace(bot_db)
+    await store.open()
+    await store.apply({"chat/2": b"2"})
+    await store.close()
+    assert stored(bot_db) == {"chat/1": 2 if end == "wal" else 1, "chat/2": 2}
+
+
+def _fail_to_open(*_: object) -> None:
+    raise OpenError("too many open files")
+
+
+async def test_a_file_that_has_got_what_was_left_for_it_is_not_another(bot_db: Path) -> None:
+    """The same object goes on with it, whether all of that could be written or not."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(1, {"n": 0})
+    rename(bot_db)
+    with pytest.raises(WriteError):
+        await persistence.update_chat_data(1, {"n": 1})
+    with pytest.raises(WriteError, match="for the next start"):
+        await persistence.flush()
+    bot_db.with_name("other.db").rename(bot_db)
+    left = bot_db.with_name("bot.db-rescue")
+    bad = left.read_text().replace('"rows": {', '"rows": {"chat/\\ud800": "{}", ')
+    left.write_text(bad)
+    with pytest.raises(OpenError, match="surrogates not allowed"):
+        await persistence.get_chat_data()
+    left.unlink()
+    assert await persistence.get_chat_data() == {1: {"n": 1}}
+    await persistence.flush()
+    await persistence.update_chat_data(1, {"n": 2})
+    await persistence.flush()
+    assert stored(bot_db) == {"chat/1": {"n": 2}}
+
+
+async def test_where_the_file_is_is_remembered_if_it_is_seen_when_rows_are_left(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though they could not be left: no file is made of them alone."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    rename(bot_db)
+    with monkeypatch.context() as patch:
+        patch.setattr(rescue, "write", _fail_to_write)
+        with pytest.raises(WriteError, match="bot.db-rescue: too many"):
+            await store.rescue({"chat/1": b"2"})
+    with pytest.raises(OpenError, match="was removed, or renamed"):
+        await store.open()
+    assert not bot_db.exists()
+
+
+def _fail_to_write(*_: object) -> None:
+    raise OSError("too many open files")
+
+
+async def test_a_file_whose_lock_was_removed_gets_no_rescue_file(bot_db: Path) -> None:
+    """A second bot may have it, whose newer rows the next start would write over."""
+    first, second = SqliteStore(bot_db), SqliteStore(bot_db)
+    await first.open()
+    bot_db.with_name("bot.db-lock").unlink()
+    await second.open()
+    with pytest.raises(WriteError, match="bot.db-lock was removed.*leave it alone"):
+        await first.rescue({"chat/1": b"1"})
+    await second.apply({"chat/1": b"2"})
+    await second.close()
+    assert not bot_db.with_name("bot.db-rescue").exists()
 
 
 async def test_a_copy_is_never_of_another_file(bot_db: Path) -> None:
@@ -497,3 +675,81 @@ async def test_a_log_that_is_lost_in_the_end_is_told_in_the_log(
     (said,) = (record.getMessage() for record in caplog.records if record.levelname == "ERROR")
     assert "bot.db-wal was removed" in said
     assert said.endswith("What was written last is lost")
+
+
+@pytest.mark.parametrize("move", [None, remove, replace])
+async def test_what_goes_with_the_end_is_told_in_the_log(
+    bot_db: Path, move: Callable[[Path], None] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though nothing was to be written any more, so that no write was refused."""
+    persistence = KVPersistence(bot_db)
+    await persistence.update_chat_data(1, {"n": 1})
+    if move is not None:
+        move(bot_db)
+    await persistence.flush()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    if move is None:
+        assert said == []
+    else:
+        assert re.search(
+            f"{bot_db} was .* what was in it is gone, unless it has another", " ".join(said)
+        )
+
+
+async def test_a_file_that_is_another_is_left_as_it_is(bot_db: Path) -> None:
+    """Nothing is added to it, nor is its journal switched over, before it is refused."""
+    other = bot_db.with_name("copy.db")
+    store = SqliteStore(other)
+    await store.open()
+    await store.close()
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("DROP TABLE set_aside")
+    before = other.read_bytes()
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    rename(bot_db)
+    with pytest.raises(UnavailableError):
+        await store.apply({"chat/1": b"2"})
+    await store.close()
+    other.rename(bot_db)
+    with pytest.raises(OpenError, match="was replaced"):
+        await store.open()
+    assert bot_db.read_bytes() == before
+
+
+async def test_reading_is_never_from_another_file(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two connections are opened by name, one after the other."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+
+    def replace_first(name: str, busy_timeout: float) -> sqlite3.Connection:
+        replace(bot_db)
+        return open_reader(name, busy_timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_reader", replace_first)
+        with pytest.raises(OpenError, match="was replaced"):
+            await store.open()
+    await store.open()
+    await store.close()
+
+
+async def test_two_states_differ_though_the_clock_stands_still(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row was removed and another one was made: as many rows, written as often, at that time."""
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    store = SqliteStore(bot_db)
+    await store.open()
+    assert store._opened is not None
+    states = set()
+    for row in (1, 2):
+        await store.apply({"chat/1": None, "chat/2": None} | {f"chat/{row}": b"1"})
+        states.add(await asyncio.to_thread(store._opened.file.state))
+    await store.close()
+    assert len(states) == 2

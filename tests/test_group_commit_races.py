@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import suppress
 
 import pytest
 from simulation import Loop
@@ -24,12 +25,24 @@ class SlowStore(WatchedStore):
 
     Attributes:
         delivery: `read`, and each page of `scan`, are held back until it is set.
+        is_applying: Whether a transaction is being made.
+        closed: For each `close`, whether a transaction was being made.
+        may_close: `close` waits until it is set.
     """
 
     def __init__(self) -> None:
         super().__init__(MemoryStore())
         self.delivery = asyncio.Event()
         self.delivery.set()
+        self.is_applying = False
+        self.closed: list[bool] = []
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+
+    async def close(self) -> None:
+        self.closed.append(self.is_applying)
+        await self.may_close.wait()
+        await super().close()
 
     async def read(self, keys: Collection[str]) -> dict[str, bytes]:
         found = await super().read(keys)
@@ -42,8 +55,25 @@ class SlowStore(WatchedStore):
             yield page
 
     async def apply(self, changes: Mapping[str, bytes | None]) -> None:
+        self.is_applying = True
         await asyncio.sleep(0)
-        await super().apply(changes)
+        try:
+            await super().apply(changes)
+        finally:
+            self.is_applying = False
+
+
+class RescuingStore(SlowStore):
+    """One that keeps in `left` what it cannot take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: dict[str, bytes | None] = {}
+
+    async def rescue(self, changes: Mapping[str, bytes | None]) -> str:
+        assert not self.is_applying
+        self.left |= changes
+        return "elsewhere"
 
 
 @pytest.fixture
@@ -130,8 +160,8 @@ async def test_what_a_commit_wrote_while_the_store_was_closed_is_not_known(
     closing = asyncio.create_task(commits.close())
     await settle()
     closing.cancel()  # it closes the store all the same
-    await asyncio.wait([closing])
     store.gate.set()
+    await asyncio.wait([closing])
     await writing
     assert not commits.holds("chat/1", b"2")
     rows(store)["chat/1"] = b"3"
@@ -140,15 +170,19 @@ async def test_what_a_commit_wrote_while_the_store_was_closed_is_not_known(
 
 
 async def test_what_was_known_is_forgotten_though_closing_is_cancelled(
-    store: SlowStore, commits: GroupCommit, monkeypatch: pytest.MonkeyPatch
+    store: SlowStore, commits: GroupCommit
 ) -> None:
-    """A store closes all the same, as the SQLite engine does."""
+    """A store closes all the same, which is waited for, so that others can have it then."""
     await commits.write({"chat/1": b"1"})
-    monkeypatch.setattr(store, "close", asyncio.Event().wait)
+    store.may_close.clear()
     closing = asyncio.create_task(commits.close())
     await settle()
     closing.cancel()
+    await settle()
+    assert not closing.done()
+    store.may_close.set()
     await asyncio.wait([closing])
+    assert closing.cancelled()
     assert not commits.holds("chat/1", b"1")
 
 
@@ -283,4 +317,195 @@ async def test_whoever_waits_behind_a_cancelled_writer_does_not_wait_for_a_retry
     await settle()
     assert second.done()
     assert rows(store) == {"chat/1": b"1", "chat/2": b"2"}
+    await commits.close()
+
+
+@pytest.mark.parametrize("is_closing", [False, True])
+async def test_a_flush_ends_though_others_never_stop_writing(
+    store: SlowStore, commits: GroupCommit, is_closing: bool
+) -> None:
+    """It waits for what was waiting when it was called; the store is not closed in a commit."""
+    number = 0
+
+    async def write(chat: int) -> None:
+        nonlocal number
+        while number < 1000:
+            number += 1
+            await commits.write({f"chat/{chat}": b"%d" % number})
+
+    store.gate.clear()
+    writers = [asyncio.create_task(write(1))]
+    await store.entered.wait()
+    writers.append(asyncio.create_task(write(2)))  # one of them waits at any moment
+    await settle()
+    store.gate.set()
+    await settle()
+    at_first = number
+    await (commits.close() if is_closing else commits.flush())
+    assert number < at_first + 50
+    await asyncio.wait(writers)
+    assert store.closed == [False] * is_closing
+    await commits.close()
+
+
+@pytest.mark.parametrize("kind", [SlowStore, RescuingStore])
+async def test_a_store_is_not_closed_in_a_commit(kind: type[SlowStore]) -> None:
+    """Though flush is cancelled; a commit that is cancelled too is not made again by itself."""
+    for is_cancelled in (False, True):
+        store = kind()
+        commits = GroupCommit(store)
+        store.gate.clear()
+        writing = asyncio.create_task(commits.write({"chat/1": b"1"}))
+        await store.entered.wait()
+        closing = asyncio.create_task(commits.close())
+        await settle()
+        closing.cancel()
+        if is_cancelled:
+            committer().cancel()
+        await settle()
+        assert closing.done() == is_cancelled
+        store.gate.set()
+        await asyncio.wait([closing, writing])
+        assert closing.cancelled()
+        assert store.closed == [False]
+        assert commits._retry is None  # which would open the store, and nobody would close it
+        assert (rows(store) == {"chat/1": b"1"}) != is_cancelled
+        assert commits.is_pending("chat/1") == (is_cancelled and kind is SlowStore)
+        await commits.close()
+
+
+async def test_what_was_refused_while_the_store_was_to_be_closed_is_rescued() -> None:
+    """Nobody would try it again; what is still to be tried, since somebody waits, is not."""
+    store = RescuingStore()
+    commits = GroupCommit(store)
+    store.gate.clear()
+    first = asyncio.create_task(commits.write({"chat/1": b"1"}))
+    await store.entered.wait()
+    closing = asyncio.create_task(commits.close())
+    await settle()
+    second = asyncio.create_task(commits.write({"chat/2": b"2"}))
+    store.poison = {"chat/2"}
+    store.entered.clear()
+    store.gate.set()
+    await first
+    with pytest.raises(WriteError, match="left in elsewhere for the next start: a row is too"):
+        await closing
+    with pytest.raises(WriteError, match="not written"):
+        await second
+    assert store.left == {"chat/2": b"2"}
+
+
+async def test_all_tasks_are_cancelled_again_and_again_and_all_is_rescued() -> None:
+    """As by somebody who presses Ctrl-C more than once, at each moment."""
+    for times in range(12):
+        store = RescuingStore()
+        commits = GroupCommit(store)
+        store.failure = FULL
+        with pytest.raises(WriteError):
+            await commits.write({"chat/1": b"1", "chat/2": None})
+        store.gate.clear()
+        store.may_close.clear()
+        closing = asyncio.create_task(commits.close())
+        await settle()
+        for _ in range(times):
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0)
+        store.gate.set()
+        store.may_close.set()
+        await asyncio.wait([closing])
+        assert store.left == {"chat/1": b"1", "chat/2": None}
+        assert not commits.is_pending("chat/1")
+        assert closing.cancelled() == (times > 0)
+
+
+async def test_what_becomes_of_rows_is_in_the_log_if_flush_is_cancelled(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nobody to raise it to; whether they were rescued or the store was not closed."""
+    store = RescuingStore()
+    commits = GroupCommit(store)
+    for _ in range(2):
+        store.gate.clear()
+        writing = asyncio.create_task(commits.write({"chat/1": b"1"}))
+        await settle()
+        closing = asyncio.create_task(commits.close())
+        await settle()
+        closing.cancel()
+        store.failure = FULL
+        store.gate.set()
+        await asyncio.wait([closing, writing])
+        assert closing.cancelled()
+        store.failure = None
+        monkeypatch.setattr(store, "close", _fail_to_close)
+    monkeypatch.undo()
+    await commits.close()
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    said = [record.getMessage() for record in errors if record.name == "kvpersist"]
+    left = "chat/1: left in elsewhere for the next start: cancelled before it was written"
+    assert said == [left, "the log is not saved"]
+
+
+async def _fail_to_close() -> None:
+    raise WriteError("the log is not saved")
+
+
+async def test_who_was_refused_does_not_end_with_who_was_not() -> None:
+    """Two flushes at the same time: the rows of the one that was cancelled are rescued too."""
+    store = RescuingStore()
+    commits = GroupCommit(store)
+    await commits.write({"chat/1": b"1"})
+    store.may_close.clear()
+    first = asyncio.create_task(commits.close())
+    await settle()
+    writing = asyncio.create_task(commits.write({"chat/2": b"2"}))
+    await settle()
+    second = asyncio.create_task(commits.close())
+    await settle()
+    second.cancel()
+    await settle()
+    assert not second.done()
+    store.failure = FULL
+    store.may_close.set()
+    await asyncio.wait([first, second, writing])
+    assert first.exception() is None
+    assert second.cancelled()
+    assert store.left == {"chat/2": b"2"}
+    assert not commits.is_pending("chat/2")
+
+
+async def test_a_close_that_was_refused_ends_though_others_write_the_same_row() -> None:
+    """Theirs is newer, and written; what they write after that is not waited for."""
+
+    class RefusingTwice(RescuingStore):
+        async def apply(self, changes: Mapping[str, bytes | None]) -> None:
+            self.failure = FULL if self.tries < 2 else None
+            await super().apply(changes)
+
+        async def close(self) -> None:
+            await settle()
+            await super().close()
+
+    store = RefusingTwice()
+    commits = GroupCommit(store)
+    number = 0
+
+    async def write() -> None:
+        nonlocal number
+        while number < 1000:
+            number += 1
+            with suppress(WriteError):
+                await commits.write({"chat/1": b"%d" % number})
+                for _ in range(6):
+                    await asyncio.sleep(0)
+
+    store.gate.clear()
+    writer = asyncio.create_task(write())
+    await store.entered.wait()
+    closing = asyncio.create_task(commits.close())
+    await settle()
+    store.gate.set()
+    await closing
+    assert number < 100
+    await writer
     await commits.close()

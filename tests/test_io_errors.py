@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import transaction
 from io_faults import Faults, faults_in
 
 from kvpersist import BackupError, KVPersistence, OpenError, ReadError, SqliteStore, WriteError
@@ -31,16 +32,6 @@ Rows = dict[str, bytes]
 @pytest.fixture(autouse=True)
 def blockbuster() -> None:
     """Watch no calls here: that doubles the time, and is done where nothing fails."""
-
-
-def transaction(number: int) -> dict[str, bytes | None]:
-    """Rows that must agree; one comes and goes, one has several pages."""
-    return {
-        "chat/1": b'{"n":%d,"text":"%s"}' % (number, b"x" * (number * 4000 % 9000)),
-        "chat/2": b'{"n":%d}' % number,
-        "chat/3": b'{"n":%d}' % number if number % 2 else None,
-        f"user/{number}": b'{"n":%d}' % number,
-    }
 
 
 def after(rows: Rows, changes: dict[str, bytes | None]) -> Rows:

@@ -13,24 +13,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from faults import rows_of_a_sound_file, transaction
 from power_cut import Disk, Step, lay_out, recorded
-
-from kvpersist.stores.sqlite_file import open_file
 
 SEED = int(os.environ.get("KVPERSIST_SEED", "1"))
 CUTS = int(os.environ.get("KVPERSIST_CUTS", "1"))
 KEPT = (0.0, 0.5, 0.95, 1.0)
 """Which part of what was not synced a power cut keeps: nothing, some, nearly all, all."""
-
-
-def transaction(number: int) -> dict[str, bytes | None]:
-    """Rows that must agree; one comes and goes, one has several pages."""
-    return {
-        "chat/1": b'{"n":%d,"text":"%s"}' % (number, b"x" * (number * 977 % 9000)),
-        "chat/2": b'{"n":%d}' % number,
-        "chat/3": b'{"n":%d}' % number if number % 2 else None,
-        f"user/{number}": b'{"n":%d}' % number,
-    }
 
 
 def work(path: Path, numbers: range, *, closes: bool) -> list[Step]:
@@ -53,14 +42,7 @@ async def _work(path: Path, numbers: range, *, closes: bool) -> list[Step]:
 
 def found(path: Path) -> int:
     """Open what a power cut left, as a bot does, and return the transaction that it is at."""
-    connection = open_file(str(path), 0)
-    try:
-        rows = dict(connection.execute("SELECT key, CAST(value AS BLOB) FROM documents"))
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    finally:
-        connection.execute("PRAGMA synchronous = OFF")  # it takes long, and nobody needs it
-        connection.close()
-    if not rows:
+    if not (rows := rows_of_a_sound_file(path)):
         return 0
     number = int(json.loads(rows["chat/2"])["n"])
     expected = {key: text for key, text in transaction(number).items() if text is not None}

@@ -15,6 +15,20 @@ import kvpersist
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+WRITE_AND_DIE = """
+import asyncio, os, signal
+from kvpersist import KVPersistence
+
+async def main():
+    persistence = KVPersistence("bot.db")
+    await persistence.update_chat_data(1, {"n": 1})
+    await persistence.backup("copy.db")
+    for n in range(2, 100):
+        await persistence.update_chat_data(n, {"n": n})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -41,6 +55,17 @@ async def test_the_example_keeps_rows_as_shown(tmp_path: Path) -> None:
     assert [f"{key}|{value}" for key, value in rows] == shown.splitlines()
 
 
+async def test_a_backup_is_restored_as_shown(tmp_path: Path) -> None:
+    """What a bot that was killed has left beside the file is not applied to the copy."""
+    subprocess.run([sys.executable, "-c", WRITE_AND_DIE], cwd=tmp_path, check=False, timeout=60)
+    assert (tmp_path / "bot.db-wal").stat().st_size
+    (command,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)  # noqa: S607
+    restored = kvpersist.KVPersistence(tmp_path / "bot.db")
+    assert await restored.get_chat_data() == {1: {"n": 1}}
+    await restored.flush()
+
+
 def test_the_commands_exist() -> None:
     """Every make target that the README names is in the Makefile."""
     targets = set(re.findall(r"`make (\w+)`", README))
@@ -49,7 +74,13 @@ def test_the_commands_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/architecture.md", "docs/types.md", "docs/format.md", "CHANGELOG.md"]
+    "page",
+    [
+        "README.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        *(f"docs/{page}.md" for page in ("architecture", "format", "reliability", "types")),
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     """Every link to a file of the repository has one at its end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import pytest
 from faults import locked_by_another_program, quota
 from handlers import remember, text
 from stores import WatchedStore, stored
-from through import build
+from through import build, settle
 
 from kvpersist import (
     KVPersistence,
@@ -29,7 +30,7 @@ from kvpersist import (
     WriteError,
 )
 from kvpersist.stores import rescue, sqlite_rescue
-from kvpersist.stores.sqlite_file import open_file
+from kvpersist.stores.sqlite_file import leave_beside, open_file
 
 
 def rescued(bot_db: Path) -> dict[str, Any]:
@@ -97,6 +98,73 @@ async def test_a_second_flush_writes_them(bot_db: Path) -> None:
     await persistence.flush()
 
 
+async def end_twice(
+    persistence: KVPersistence[Any, Any, Any], document: dict[str, Any], match: str
+) -> None:
+    """Let a persistence that has left its rows leave one more."""
+    with pytest.raises(WriteError):
+        await persistence.update_chat_data(3, document)
+    with pytest.raises(WriteError, match=match):
+        await persistence.flush()
+
+
+async def test_what_is_left_after_that_joins_what_was_left_before(bot_db: Path) -> None:
+    """The next start writes both."""
+    persistence = await end_with_a_locked_file(bot_db)
+    with locked_by_another_program(bot_db):
+        await end_twice(persistence, {"n": 3}, "for the next start")
+        with pytest.raises(WriteError):
+            await persistence.update_chat_data(1, {"n": 4})
+        with pytest.raises(WriteError, match="for the next start"):
+            await persistence.flush()
+    assert rescued(bot_db) == {"chat/1": {"n": 4}, "chat/2": None, "chat/3": {"n": 3}}
+    restarted = KVPersistence(bot_db)
+    assert await restarted.get_chat_data() == {1: {"n": 4}, 3: {"n": 3}}
+    await restarted.flush()
+    await persistence.flush()
+    assert {*bot_db.parent.iterdir()} == {bot_db, bot_db.with_name("bot.db-lock")}
+
+
+async def test_what_was_left_before_stays_if_no_more_can_be_left(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those rows are the next start's already; the others are kept in memory."""
+    persistence = await end_with_a_locked_file(bot_db)
+    before = rescued(bot_db)
+    with locked_by_another_program(bot_db):
+        with quota(100_000):
+            await end_twice(persistence, {"text": "x" * 200_000}, "nor rescued: .*too large")
+        assert rescued(bot_db) == before
+        with monkeypatch.context() as patch:
+            patch.setattr(rescue, "sync", _fail_to_sync)
+            await end_twice(persistence, {"n": 3}, "nor rescued: .*no")
+        assert rescued(bot_db) == before
+    await persistence.flush()
+    assert stored(bot_db) == {"chat/1": {"n": 2}, "chat/3": {"n": 3}}
+
+
+async def test_what_may_not_last_is_not_left_beside_a_file_that_is_not_open(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with one that is open: the rows are kept in memory."""
+    monkeypatch.setattr(rescue, "sync", _fail_to_sync)
+    with pytest.raises(OSError, match="no"):
+        await asyncio.to_thread(leave_beside, str(bot_db), {"chat/1": b"1"}, None)
+    assert not place(bot_db).exists()
+
+
+async def test_rows_of_two_files_are_not_left_in_one(bot_db: Path) -> None:
+    """It could be said of one of them alone which file may have them."""
+    await end_with_a_locked_file(bot_db)
+    before = place(bot_db).read_bytes()
+    with pytest.raises(ValueError, match="holds rows of another"):
+        await asyncio.to_thread(leave_beside, str(bot_db), {"chat/9": b"9"}, "in some state")
+    assert place(bot_db).read_bytes() == before
+    restarted = KVPersistence(bot_db)
+    await restarted.get_chat_data()
+    await restarted.flush()
+
+
 async def test_what_others_wrote_since_is_not_overwritten(bot_db: Path) -> None:
     """Who left rows there does not write them again when it is used once more."""
     first = await end_with_a_locked_file(bot_db)
@@ -120,13 +188,16 @@ async def test_a_start_that_still_cannot_write_them_does_not_take_place(bot_db: 
     await persistence.flush()
 
 
-async def test_a_rescue_file_that_somebody_put_there_is_kept(bot_db: Path) -> None:
-    """Under another name: nobody has asked for its rows to be written."""
+async def test_a_rescue_file_that_somebody_put_there_is_kept(
+    bot_db: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under a name that no start reads, which the log tells: a start has not written its rows."""
     await end_with_a_locked_file(bot_db)
     earlier = place(bot_db).read_bytes()
     persistence = impatient(bot_db)
     await persistence.get_bot_data()
     place(bot_db).write_bytes(earlier)
+    bot_db.with_name("bot.db-rescue-old").write_text("another one")
     bot_db.with_name("bot.db-rescue-new").write_text("left by a run that was killed")
     with locked_by_another_program(bot_db):
         with pytest.raises(WriteError):
@@ -134,7 +205,9 @@ async def test_a_rescue_file_that_somebody_put_there_is_kept(bot_db: Path) -> No
         with pytest.raises(WriteError):
             await persistence.flush()
     assert rescued(bot_db) == {"user/3": {"n": 9}}
-    assert place(bot_db).with_name("bot.db-rescue-old").read_bytes() == earlier
+    assert place(bot_db).with_name("bot.db-rescue-old").read_text() == "another one"
+    assert place(bot_db).with_name("bot.db-rescue-old2").read_bytes() == earlier
+    assert f"{bot_db}-rescue-old2: this is what somebody put" in caplog.text
     await persistence.flush()
     assert stored(bot_db) == {"chat/1": {"n": 2}, "user/3": {"n": 9}}
 
@@ -163,18 +236,26 @@ def hold_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[asyncio.Event
 Hold = Callable[[], tuple[asyncio.Event, threading.Event]]
 
 
+async def begin_to_leave(
+    persistence: KVPersistence[Any, Any, Any], hold_up: Hold
+) -> tuple[asyncio.Task[None], threading.Event]:
+    """Have a flush begin to leave a row of a locked file; return it, and what lets it go on."""
+    has_begun, may_go_on = hold_up()
+    with pytest.raises(WriteError):
+        await persistence.update_chat_data(1, {"n": 1})
+    ending = asyncio.create_task(persistence.flush())
+    await has_begun.wait()
+    return ending, may_go_on
+
+
 async def test_a_flush_that_is_cancelled_keeps_the_file_until_its_rows_are_left(
     bot_db: Path, hold_up: Hold
 ) -> None:
     """Or the next bot would write newer ones, and the start after that the older ones again."""
     persistence = impatient(bot_db)
     await persistence.get_bot_data()
-    has_begun, may_go_on = hold_up()
     with locked_by_another_program(bot_db):
-        with pytest.raises(WriteError):
-            await persistence.update_chat_data(1, {"n": 1})
-        ending = asyncio.create_task(persistence.flush())
-        await has_begun.wait()
+        ending, may_go_on = await begin_to_leave(persistence, hold_up)
         ending.cancel()
         for _ in range(5):
             await asyncio.sleep(0)
@@ -198,12 +279,8 @@ async def test_a_write_while_rows_are_left_is_newer_than_they(
     """It waits until they are, and is acknowledged after they are in the file."""
     persistence = impatient(bot_db)
     await persistence.get_bot_data()
-    has_begun, may_go_on = hold_up()
     with locked_by_another_program(bot_db):
-        with pytest.raises(WriteError):
-            await persistence.update_chat_data(1, {"n": 1})
-        ending = asyncio.create_task(persistence.flush())
-        await has_begun.wait()
+        ending, may_go_on = await begin_to_leave(persistence, hold_up)
     writing = asyncio.create_task(persistence.update_chat_data(key, {"n": 2}))
     for _ in range(5):
         await asyncio.sleep(0)
@@ -248,7 +325,7 @@ async def test_a_row_that_can_never_be_written_is_named_and_the_others_are_writt
     await store.open()
     await store.rescue({"chat/1": b"1", "chat/\ud800": b"2", "chat/3": b"3"})
     for _ in range(2):
-        with pytest.raises(OpenError, match=r"surrogates not allowed, for \['chat/\\ud800'\]"):
+        with pytest.raises(OpenError, match=r"surrogates not allowed, for chat/\\ud800;"):
             await store.open()
         assert stored(bot_db) == {"chat/1": 1, "chat/3": 3}
         assert rescued(bot_db) == {"chat/\ud800": 2}
@@ -293,9 +370,12 @@ async def test_a_link_in_its_place_is_not_followed(bot_db: Path, tmp_path: Path)
     other = tmp_path / "other"
     place(bot_db).rename(other)
     place(bot_db).symlink_to(other)
-    with pytest.raises(OpenError, match=r"bot\.db-rescue"):
+    with pytest.raises(OpenError, match=r"bot\.db-rescue is a symbolic link"):
         await KVPersistence(bot_db).get_chat_data()
-    assert other.exists()
+    other.rename(place(bot_db))
+    persistence = KVPersistence(bot_db)
+    assert await persistence.get_chat_data() == {1: {"n": 2}}
+    await persistence.flush()
 
 
 async def test_what_cannot_be_rescued_either_is_told_and_kept(bot_db: Path) -> None:
@@ -488,6 +568,10 @@ def _fail_with_a_full_disk(*_: object) -> None:
     raise sqlite3.OperationalError("database or disk is full")
 
 
+def _fail_to_sync(_: Path) -> None:
+    raise OSError("no")
+
+
 def test_a_program_whose_tasks_are_all_cancelled_knows_what_it_has_left(
     bot_db: Path, hold_up: Hold
 ) -> None:
@@ -496,11 +580,7 @@ def test_a_program_whose_tasks_are_all_cancelled_knows_what_it_has_left(
 
     async def first() -> None:
         await persistence.get_bot_data()
-        has_begun, may_go_on = hold_up()
-        with pytest.raises(WriteError):
-            await persistence.update_chat_data(1, {"n": 1})
-        ending = asyncio.create_task(persistence.flush())
-        await has_begun.wait()
+        ending, may_go_on = await begin_to_leave(persistence, hold_up)
         asyncio.get_running_loop().call_later(0.1, may_go_on.set)
         assert not ending.done()  # asyncio.run cancels it now, with all others
 
@@ -518,6 +598,76 @@ def test_a_program_whose_tasks_are_all_cancelled_knows_what_it_has_left(
         asyncio.run(first())
     asyncio.run(second())
     assert stored(bot_db) == {"chat/1": {"n": 2}}
+
+
+def test_a_program_that_is_interrupted_twice_leaves_its_rows(bot_db: Path) -> None:
+    """As by a person who presses Ctrl-C again, because flush waits for another program's lock."""
+    persistence: KVPersistence[Any, Any, Any] = KVPersistence(SqliteStore(bot_db, busy_timeout=0.5))
+
+    async def first() -> None:
+        await persistence.get_bot_data()
+        writing = asyncio.create_task(persistence.update_chat_data(1, {"n": 1}))
+        await settle()
+        ending = asyncio.create_task(persistence.flush())
+        await settle()
+        ending.cancel()
+        await settle()
+        assert not writing.done()  # asyncio.run cancels all tasks now, group commit's own too
+
+    async def second() -> None:
+        await persistence.flush()
+
+    store = SqliteStore(bot_db)
+    asyncio.run(store.open())
+    asyncio.run(store.close())
+    with locked_by_another_program(bot_db):
+        asyncio.run(first())
+    assert rescued(bot_db) == {"chat/1": {"n": 1}}
+    asyncio.run(second())
+    assert stored(bot_db) == {"chat/1": {"n": 1}}
+
+
+def test_a_loop_that_ends_while_rows_are_left_does_not_disturb_the_next(
+    bot_db: Path, hold_up: Hold, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the garbage collector ends the call, the store is another loop's."""
+    caplog.set_level(logging.CRITICAL, "asyncio")  # "Task was destroyed", as intended
+    store = SqliteStore(bot_db)
+
+    async def begin() -> threading.Event:
+        await store.open()
+        has_begun, may_go_on = hold_up()
+        asyncio.ensure_future(store.rescue({"chat/1": b"1"}))  # noqa: RUF006  it is to be lost
+        await has_begun.wait()
+        return may_go_on
+
+    async def go_on() -> None:
+        await store.open()
+        gc.collect()
+        await store.apply({"chat/2": b"2"})
+        await store.close()
+
+    loop = asyncio.new_event_loop()
+    may_go_on = loop.run_until_complete(begin())
+    loop.close()
+    may_go_on.set()
+    asyncio.run(go_on())
+    assert stored(bot_db) == {"chat/1": 1, "chat/2": 2}
+
+
+async def test_leaving_rows_is_not_ended_by_being_cancelled(bot_db: Path) -> None:
+    """However often, in whatever it waits for: it says where they are."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    leaving = [asyncio.create_task(store.rescue({f"chat/{chat}": b"1"})) for chat in (1, 2)]
+    while {each for each in leaving if not each.done()}:
+        await asyncio.sleep(0)
+        for each in leaving:
+            each.cancel()
+    assert [await each for each in leaving] == [str(place(bot_db))] * 2
+    await store.open()
+    await store.close()
+    assert stored(bot_db) == {"chat/1": 1, "chat/2": 1}
 
 
 async def test_a_connection_that_was_closed_leaves_nothing(bot_db: Path) -> None:

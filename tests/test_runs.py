@@ -706,3 +706,40 @@ def test_a_loop_that_ends_leaves_the_rest_to_the_next(
     loop.close()
     asyncio.run(asyncio.wait_for(go_on(), 60))
     assert {*rows(store)} == {"bot", "chat/1", "chat/2"}
+
+
+@pytest.mark.parametrize("how", ["job", "task", "error"])
+async def test_what_a_job_has_dropped_has_no_row(store: WatchedStore, how: str) -> None:
+    """With ``lazy=True`` an empty document is in memory, which is no row unless it is changed."""
+
+    async def drop(context: Any) -> None:
+        await context.application.persistence.load("chat", [1, 2])
+        for chat in (1, 2):
+            context.application.drop_chat_data(chat)
+        await settle()
+        context.application.mark_data_for_update_persistence(chat_ids=[1, 2])
+        context.application.chat_data[2]["new"] = 1
+
+    async def in_task(_: Update, context: Any) -> None:
+        context.application.create_task(drop(context))
+
+    async def on_error(_: object, context: Any) -> None:
+        await drop(context)
+
+    handlers = text(remember), CommandHandler("task", in_task)
+    async with running(store, *handlers, lazy=True, jobs=True) as bot:
+        for chat in (1, 2):
+            await bot.say("x", chat)
+        if how == "job":
+            assert bot.app.job_queue is not None
+            await bot.app.job_queue.run_once(drop, when=3600, chat_id=1).run(bot.app)
+        elif how == "task":
+            await bot.say("/task", 5)
+        else:
+            bot.app.add_error_handler(on_error, block=False)
+            await bot.app.process_error(None, ValueError())
+        await until(lambda: rows(store).get("chat/2") == b'{"new":1}')
+        await settle()
+        await bot.save()
+        assert "chat/1" not in rows(store)
+        bot.errors.clear()

@@ -29,6 +29,7 @@ from kvpersist import (
     StoreInUseError,
 )
 from kvpersist.stores import sqlite_file
+from kvpersist.stores.file_lock import FileLock
 from kvpersist.stores.sqlite_schema import SCHEMA
 
 APPLICATION_ID = 0x6B767073
@@ -437,10 +438,44 @@ async def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         await SqliteStore(tmp_path / "data" / "bot.db").open()
 
 
-async def test_an_impossible_path_is_refused() -> None:
-    """What the system cannot open is an error of ours too."""
-    with pytest.raises(OpenError, match="null"):
-        await SqliteStore("bot\0.db").open()
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("bot\0.db", "null .*; take the NUL out"), ("x" * 300, "too long: .*; give it.* a shorter")],
+    ids=["NUL", "long"],
+)
+async def test_an_impossible_path_is_refused(name: str, words: str) -> None:
+    """What the system cannot open is an error of ours too, and says what is wrong with the name."""
+    with pytest.raises(OpenError, match=words):
+        await SqliteStore(name).open()
+
+
+@pytest.mark.parametrize("end", ["wal", "shm", "journal", "lock", "rescue"])
+@pytest.mark.parametrize("target", ["mine", "missing"])
+async def test_links_beside_the_file_are_not_followed(bot_db: Path, end: str, target: str) -> None:
+    """What they lead to is neither changed nor made; the error says that it is a link."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+    lock = bot_db.with_name("bot.db-lock")
+    lock.unlink()
+    mine = bot_db.with_name("mine")
+    mine.write_bytes(b"mine")
+    mine.chmod(0o644)
+    link = bot_db.with_name(f"bot.db-{end}")
+    link.symlink_to(target)
+    before = {*bot_db.parent.iterdir()}
+    with pytest.raises(OpenError, match=f"{link} is a symbolic link; see who"):
+        await store.open()
+    assert {*bot_db.parent.iterdir()} == before
+    assert (mine.read_bytes(), mine.stat().st_mode & 0o777) == (b"mine", 0o644)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Also if it becomes one after it was looked at."""
+    (tmp_path / "lock").symlink_to("missing")
+    with pytest.raises(OSError, match="symbolic links"):
+        FileLock(tmp_path / "lock")
+    assert not (tmp_path / "missing").exists()
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
@@ -507,6 +542,23 @@ class TestOneOwner:
         for name in (link, os.path.relpath(bot_db)):
             with pytest.raises(StoreInUseError):
                 await SqliteStore(name).open()
+        await store.close()
+
+    @pytest.mark.parametrize("is_open", [True, False])
+    async def test_a_file_of_two_names_is_refused(self, bot_db: Path, *, is_open: bool) -> None:
+        """Each name has a log of its own: of what bots wrote at both, one part would be lost."""
+        store = SqliteStore(bot_db)
+        await store.open()
+        if not is_open:
+            await store.close()
+        other = bot_db.with_name("other.db")
+        other.hardlink_to(bot_db)
+        for name in {other, bot_db} if not is_open else {other}:
+            with pytest.raises(OpenError, match=f"{name} is one of 2 names .*-samefile {name}`"):
+                await SqliteStore(name).open()
+        assert {path.name for path in other.parent.glob("other.db*")} == {"other.db"}
+        other.unlink()
+        await store.open()
         await store.close()
 
     async def test_another_process_is_refused_until_it_is_killed(self, bot_db: Path) -> None:
@@ -604,7 +656,7 @@ async def test_an_opening_that_fails_after_it_was_cancelled_is_over(
         opening = asyncio.ensure_future(SqliteStore(bot_db).open())
         for _ in range(3):
             await asyncio.sleep(0)
-        (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:open")
+        (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:sqlite")
         for task in asyncio.all_tasks() - before:
             task.cancel()
         await asyncio.gather(opening, return_exceptions=True)

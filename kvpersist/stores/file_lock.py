@@ -20,12 +20,13 @@ class FileLock:
 
     Raises:
         BlockingIOError: Somebody else holds the lock.
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened, or is a symbolic link, which may lead anywhere.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o600)
         try:
             os.fchmod(self._descriptor, 0o600)  # whatever the umask took away
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -48,9 +48,10 @@ class MemoryStore:
             else:
                 self.rows[key] = text
 
-    async def set_aside(self, rows: Collection[BadRow]) -> None:
-        """Move rows to `aside`; one that is not what was read any more stays."""
-        for key, text, reason in rows:
-            if self.rows.get(key) == text:
-                del self.rows[key]
-                self.aside.append((key, text, reason))
+    async def set_aside(self, rows: Collection[BadRow]) -> Collection[str]:
+        """Move rows to `aside`, and return their keys; one that has changed meanwhile stays."""
+        moved = [row for row in rows if self.rows.get(row[0]) == row[1]]
+        for key, _, _ in moved:
+            del self.rows[key]
+        self.aside += moved
+        return [key for key, _, _ in moved]

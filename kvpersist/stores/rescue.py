@@ -8,12 +8,17 @@ renamed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
+
+_LOGGER = logging.getLogger("kvpersist")
 
 _FORMAT: Final = "kvpersist rescue 1"
 
@@ -24,15 +29,55 @@ def place_of(database: str) -> Path:
 
 
 def leave(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:
-    """Leave rows beside a database, as `write` does, or nothing at all."""
+    """Leave rows beside a database that is open, as `write` does, or nothing at all.
+
+    A start writes, and removes, the rescue file that it finds. So one that is there while the
+    database is open was put there since, and nobody has asked for its rows to be written. It gets a
+    name that no start reads, which the log tells.
+    """
     place = place_of(database)
-    if os.path.lexists(place):  # put there by somebody while the database was open
-        place.replace(f"{place}-old")
+    if os.path.lexists(place):
+        _put_away(place)
     try:
         return write(database, changes, of)
     except BaseException:  # who hears that nothing was left may write the rows once more, later
         place.unlink(missing_ok=True)
         raise
+
+
+def _put_away(place: Path) -> None:
+    names = (Path(f"{place}-old{number if number > 1 else ''}") for number in count(1))
+    name = next(name for name in names if not os.path.lexists(name))
+    place.replace(name)
+    _LOGGER.warning(
+        "%s: this is what somebody put into %s while the bot had its file open; no start writes "
+        "these rows",
+        name,
+        place,
+    )
+
+
+def add(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:
+    """Leave rows beside a database that nobody has open, as `write` does, or none of them.
+
+    Those that were left there before, and that no start has written yet, stay; they are older.
+    """
+    before = read(database) or Rescued({}, of)
+    if before.of != of:
+        raise ValueError("it holds rows of another file, or of a bot that has had it since")
+    try:
+        return write(database, {**before.changes, **changes}, of)
+    except BaseException:  # as above
+        with suppress(OSError):
+            _put_back(database, before)
+        raise
+
+
+def _put_back(database: str, before: Rescued) -> None:
+    if before.changes:
+        write(database, before.changes, before.of)
+    else:
+        place_of(database).unlink(missing_ok=True)
 
 
 def write(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:

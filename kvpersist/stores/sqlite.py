@@ -9,7 +9,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -31,11 +31,20 @@ from kvpersist.stores.sqlite_file import (
     leave_beside,
     open_file,
     open_reader,
+    real_path,
 )
 from kvpersist.stores.sqlite_place import LockRemovedError, MovedError, Place, is_unavailable
 from kvpersist.stores.sqlite_rescue import write_rescued
-from kvpersist.stores.sqlite_statements import READ, SCAN, SET_ASIDE, after, transaction
-from kvpersist.stores.sqlite_thread import SqliteThread, begin_in_daemon
+from kvpersist.stores.sqlite_statements import (
+    READ,
+    SCAN,
+    SET_ASIDE,
+    WAS_SET_ASIDE,
+    after,
+    as_stored,
+    transaction,
+)
+from kvpersist.stores.sqlite_thread import SqliteThread, begin_in_daemon, wait_out
 from kvpersist.stores.store import BadRow, Row
 
 _LOGGER = logging.getLogger("kvpersist")
@@ -60,17 +69,19 @@ class SqliteStore:
     Args:
         path: The file. Its folder must exist; the file need not.
         busy_timeout: Seconds to wait for another program's transaction before a write is refused.
+            The writes after that wait for 0.1 seconds at most, until one succeeds: so all that is
+            waiting at the end of a bot whose file stays locked takes about this long once.
 
     Raises:
         ConfigurationError: `path` is no path of a file.
 
     Notes:
-        Only names of one file that end at the same real path are told to be the same: not hard
-        links, and not a file reached through two mounts. Do not open and close the file in the
-        bot's own process other than through SQLite, as to copy it: POSIX takes SQLite's locks away
-        then (https://sqlite.org/howtocorrupt.html, section 2.2). A file that is removed, renamed or
-        replaced is noticed at the next write, as is the removal of what lies beside it; one that is
-        written over in its place, as ``cp`` does it, is not.
+        A file of several names (hard links) is refused by `open`; one that gets them later, or is
+        reached through two mounts, is not told to be the same. Do not open and close the file in
+        the bot's own process other than through SQLite, as to copy it: POSIX takes SQLite's locks
+        away then (https://sqlite.org/howtocorrupt.html, section 2.2). A file that is removed,
+        renamed or replaced is noticed at the next write, as is the removal of what lies beside it;
+        one that is written over in its place, as ``cp`` does it, is not.
     """
 
     def __init__(self, path: str | PathLike[str], *, busy_timeout: float = 5.0) -> None:
@@ -78,10 +89,10 @@ class SqliteStore:
         self._busy_timeout = busy_timeout
         self._opened: _Opened | None = None
         self._others = 0
-        self._lost: str | None = None
-        """In which state the file was that is not where it was, if it is not back."""
-        self._lifecycle: asyncio.Lock | None = None
-        self._lifecycle_loop: asyncio.AbstractEventLoop | None = None
+        self._last_state: str | None = None
+        """In which state the file must be to be opened, since it was left unwillingly."""
+        self._lock: asyncio.Lock | None = None
+        self._lock_loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -105,9 +116,9 @@ class SqliteStore:
             StoreInUseError: Another `SqliteStore` has the file open.
             NotAStoreError: The file belongs to another program. It was left as it is.
             NewerSchemaError: A newer kvpersist has written the file. It was left as it is.
-            OpenError: No such folder, no permission, a directory, a damaged file. Or a write was
-                refused because the file was not where it was, and it is not back: only a new
-                `SqliteStore` takes what is there now.
+            OpenError: No such folder, no permission, a directory, a damaged file. Or this had to
+                leave the file (it was moved, or its log or lock was removed), and what is there is
+                not as it was then: only a new `SqliteStore` takes that.
         """
         if self._is_stale(self._opened):
             # Shielded: a caller that gives up must not leave a connection that nobody knows.
@@ -141,26 +152,30 @@ class SqliteStore:
     async def scan(self, prefix: str) -> AsyncIterator[Sequence[Row]]:
         """Yield all rows whose key begins with `prefix`, ordered by key, 500 at a time.
 
+        In a key that is no UTF-8 lone surrogates stand for its bytes (``surrogateescape``).
+
         Raises:
             ReadError: SQLite could not read the file.
         """
-        start, end = prefix, after(prefix)
+        start: str | bytes = prefix
+        end = after(prefix)
         while rows := await self._fetch(SCAN, (start, end, _PAGE_ROWS)):
             yield rows
-            start = rows[-1][0] + "\0"
+            start = as_stored(rows[-1][0]) + b"\0"
 
     async def apply(self, changes: Mapping[str, bytes | None]) -> None:
         """Write all of `changes` or none, in one transaction; None removes the row.
 
         When this returns the transaction is on the disk. Another program's transaction is waited
-        for, off the event loop, for `busy_timeout` seconds. If somebody has removed the log, all
-        that was in it is moved into the file, and `open` has to be called again.
+        for, off the event loop, for `busy_timeout` seconds; for 0.1 at most after that was not
+        enough, until one succeeds. If somebody has removed the log, all that was in it is moved
+        into the file, which is opened anew.
 
         Raises:
             UnavailableError: Another program's transaction did not end, or the store is not open.
                 Or the file is not where it was opened any more: somebody has removed, renamed or
                 replaced it. When that file is back, writing works again. Or its lock was removed,
-                and another bot has taken the file meanwhile.
+                and another bot has taken the file meanwhile, or has written to it.
             WriteError: Nothing was written: the disk is full, the file is read-only, ….
         """
         await self._write(changes, *transaction(changes))
@@ -173,18 +188,22 @@ class SqliteStore:
             raise UnavailableError(str(self._not_open()))
         try:
             await opened.writer.execute_many(sql, parameters)
-            self._lost = None
+            self._last_state = None
         except MovedError as error:
             if not error.is_beside:
-                self._lost = opened.file.lost_state
+                self._last_state = opened.file.last_state
                 raise UnavailableError(str(error)) from error
             _LOGGER.warning("%s. All that was in the log is saved", error)
-            await self.close()
+            with suppress(OpenError):  # this was written; whoever comes next hears it
+                await self._open_anew(opened)
         except LockRemovedError as error:
             _LOGGER.warning("%s", error)
-            await self._own_anew()
+            try:
+                await self._open_anew(opened)
+            except OpenError as refused:
+                raise UnavailableError(str(refused)) from refused
             await self._write(keys, sql, parameters)  # of which nothing was used
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:
             if is_unavailable(error):
                 reason = f"{self.path}: {error}; end the other program's transaction"
                 raise UnavailableError(reason) from error
@@ -193,25 +212,46 @@ class SqliteStore:
                 what_to_do = advice(self.path)
             raise WriteError(f"{self.path}: {error}; {what_to_do}", keys=keys) from error
 
-    async def _own_anew(self) -> None:
-        await self.close()
-        try:
-            await self.open()
-        except OpenError as error:
-            raise UnavailableError(str(error)) from error
+    async def _open_anew(self, opened: _Opened) -> None:
+        """Close a file that cannot be used any more as it is open, and open the same one."""
+        await asyncio.shield(self._close_to_come_back(opened))
+        await self.open()
 
-    async def set_aside(self, rows: Collection[BadRow]) -> None:
+    async def _close_to_come_back(self, opened: _Opened) -> None:
+        async with self._lifecycle():
+            if self._opened is opened:  # or another write has done it
+                await self._leave(opened)
+
+    async def _leave(self, opened: _Opened) -> None:
+        """Close what is open, and have `open` take that file alone.
+
+        Those who still have rows of it must not write them into another one: that would have these
+        rows alone, or be a mixture.
+        """
+        await self._save_log(opened)
+        opened.file.is_coming_back = True
+        self._opened = None
+        await opened.leave_behind()
+        self._last_state = opened.file.last_state
+
+    async def set_aside(self, rows: Collection[BadRow]) -> Collection[str]:
         """Move rows, as they are, from the table ``documents`` to the table ``set_aside``.
 
         A row that is not what was read any more stays. Each can be set aside any number of times.
 
+        Returns:
+            The keys of the rows that were moved, and perhaps of some that were in that millisecond.
+
         Raises:
             WriteError: Nothing was moved. As `apply`.
+            OpenError, ReadError: It cannot be told which were.
         """
         now = time.time_ns() // 1_000_000
-        copied = ((reason, now, key, text) for key, text, reason in rows)
-        removed = ((key, text) for key, text, _ in rows)
+        copied = ((reason, now, as_stored(key), text) for key, text, reason in rows)
+        removed = ((as_stored(key), text) for key, text, _ in rows)
         await self._write([key for key, *_ in rows], SET_ASIDE, [copied, removed])
+        await self.open()  # which that has closed if the log was removed
+        return [key for (key,) in await self._fetch(WAS_SET_ASIDE, (now,))]
 
     async def rescue(self, changes: Mapping[str, bytes | None]) -> str:
         """Leave rows in ``<file>-rescue``, readable by its owner alone, durably, and close.
@@ -223,7 +263,7 @@ class SqliteStore:
             WriteError: There is no room for that either; another bot has the file; or this never
                 had it.
         """
-        async with self._alone():
+        async with self._surely_alone():
             opened = self._opened
             if opened is not None:
                 opened.is_ending = True  # nobody writes what is newer than what is being left
@@ -234,16 +274,16 @@ class SqliteStore:
                     raise
                 leave = partial(opened.file.rescue, self.path, changes)
             elif self._others:
-                leave = partial(leave_beside, self.path, changes, self._lost)
+                leave = partial(leave_beside, self.path, changes, self._last_state)
             else:
                 raise UnavailableError(str(self._not_open()))
             leaving = begin_in_daemon(leave, lambda _: None)
-            while not leaving.done():
-                with suppress(asyncio.CancelledError):  # or nobody would know what became of it
-                    await asyncio.wait([leaving])
+            with suppress(OSError, ValueError, OpenError):
+                await wait_out(leaving)
             if opened is not None:
                 self._opened = None
-                await opened.close()
+                await opened.leave_behind()
+            self._last_state = opened.file.last_state if opened else self._last_state
         try:
             return str(leaving.result())
         except (OSError, ValueError, OpenError) as error:
@@ -253,8 +293,9 @@ class SqliteStore:
         """Copy all rows, as they are at one moment, into a new file, while they are being written.
 
         The copy has every write that returned before this was called. It is a file that a bot can
-        open, readable by its owner alone, and it gets its name when all of it is on the disk. Until
-        then it is a file ``.kvpersist-…`` of the same folder, which a killed process may leave.
+        open, readable by its owner alone, and it gets its name when SQLite has found nothing wrong
+        with kvpersist's tables in it, and all of it is on the disk. Until then it is a file
+        ``.kvpersist-…`` of the same folder, which a killed process may leave.
 
         Writes go on meanwhile. The write-ahead log grows by what they write until the copy ends.
 
@@ -265,7 +306,7 @@ class SqliteStore:
                 copying, and is raised here.
 
         Raises:
-            ConfigurationError: `path` is no path of a file.
+            ConfigurationError: `path` is no path of a file, or `progress` no function.
             BackupError: There is no copy, and nothing was left behind.
         """
         name = _name(path)
@@ -274,7 +315,7 @@ class SqliteStore:
         file = self._opened.file
         file.copies += 1
         try:
-            await back_up(partial(self._connect_to_copy, file.place), name, progress)
+            await back_up(partial(self._connect_reader, file.place), name, progress)
         finally:
             file.copies -= 1
 
@@ -308,14 +349,12 @@ class SqliteStore:
         return self._others
 
     async def _open(self) -> None:
-        async with self._alone():
+        async with self._lifecycle():
             if (opened := self._opened) is not None and self._is_stale(opened):
                 try:
-                    await self._save_log(opened)
+                    await self._leave(opened)
                 except UnavailableError as error:
                     raise OpenError(str(error)) from error
-                self._opened = None
-                await opened.close()
             self._opened = self._opened or await self._connect()
 
     def _is_stale(self, opened: _Opened | None) -> bool:
@@ -326,7 +365,7 @@ class SqliteStore:
         files: list[FileConnection] = []
         writer = await SqliteThread.open(partial(self._open_file, files))
         try:
-            reader = await SqliteThread.open(partial(open_reader, self.path, self._busy_timeout))
+            reader = await SqliteThread.open(partial(self._connect_reader, files[0].place))
         except BaseException:
             await writer.close()
             raise
@@ -334,30 +373,31 @@ class SqliteStore:
         return _Opened(writer, reader, asyncio.get_running_loop(), files[0], files[0].seen[1])
 
     def _open_file(self, files: list[FileConnection]) -> sqlite3.Connection:
-        # Those who still have rows of a file that is lost must not write them into another: it
-        # would have these rows alone, or be a mixture.
-        connection = open_file(self.path, self._busy_timeout, self._lost)
-        # For good, since the program may change its working directory.
-        self.path = os.path.realpath(self.path)
+        path = real_path(self.path)
+        connection = open_file(path, self._busy_timeout, self._last_state)
+        self.path = path  # for good, since the program may change its working directory
         try:
-            write_rescued(connection, self.path)
+            write_rescued(connection, path)
         except BaseException:
+            if self._last_state is not None:  # some may have been written
+                self._last_state = connection.state()
             connection.close()
             raise
+        self._last_state = None
         files.append(connection)
         return connection
 
-    def _connect_to_copy(self, place: Place) -> sqlite3.Connection:
+    def _connect_reader(self, place: Place) -> sqlite3.Connection:
         connection = open_reader(self.path, self._busy_timeout)
         try:
-            place.check()  # or it would be a copy of another file
-        except MovedError:
+            place.check()  # or another file would be read, or copied
+        except MovedError as error:
             connection.close()
-            raise
+            raise OpenError(str(error)) from error
         return connection
 
     async def _close(self) -> None:
-        async with self._alone():
+        async with self._lifecycle():
             if (opened := self._opened) is not None:
                 await self._save_log(opened)
                 self._opened = None
@@ -366,7 +406,7 @@ class SqliteStore:
     async def _save_log(self, opened: _Opened) -> None:
         """Move a log that no start would find into the file; a start takes up all others."""
         try:
-            await begin_in_daemon(opened.file.save_log, lambda _: None)
+            await wait_out(begin_in_daemon(opened.file.save_log, lambda _: None))
         except MovedError as error:
             raise UnavailableError(str(error)) from error
 
@@ -394,11 +434,23 @@ class SqliteStore:
     def _not_open(self) -> ReadError:
         return ReadError(f"{self.path}: the store is not open; await open() first")
 
-    def _alone(self) -> asyncio.Lock:
+    @asynccontextmanager
+    async def _surely_alone(self) -> AsyncIterator[None]:
+        """Have `_lifecycle`, however often the waiting for it is cancelled."""
+        lock, is_alone = self._lifecycle(), False
+        while not is_alone:
+            with suppress(asyncio.CancelledError):
+                is_alone = await lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lifecycle(self) -> asyncio.Lock:
         """Return what keeps `open` and `close` apart; an asyncio.Lock belongs to one loop."""
-        if self._lifecycle is None or self._lifecycle_loop is not asyncio.get_running_loop():
-            self._lifecycle, self._lifecycle_loop = asyncio.Lock(), asyncio.get_running_loop()
-        return self._lifecycle
+        if self._lock is None or self._lock_loop is not asyncio.get_running_loop():
+            self._lock, self._lock_loop = asyncio.Lock(), asyncio.get_running_loop()
+        return self._lock
 
 
 @dataclass
@@ -425,6 +477,7 @@ class _Opened:
             await self.writer.close()  # last, since the last connection removes the log
 
     async def leave_behind(self) -> None:
+        """Close them without their event loop, and without being cancelled."""
         await self.reader.leave_behind()
         await self.writer.leave_behind()
 

@@ -3,7 +3,8 @@
 It is SQLite's online backup, a number of pages at a time, on a thread and a connection of its own.
 That connection holds one read transaction from the beginning to the end: so the copy is of one
 moment, and is not begun anew whenever the bot writes (https://sqlite.org/backup.html). In WAL mode
-a reader holds up nobody. ``VACUUM INTO`` would hold the same transaction, but it cannot tell how
+a reader holds up nobody. The copy is looked through before it gets its name, since pages are copied
+as they are, damaged or not. ``VACUUM INTO`` would hold the same transaction, but it cannot tell how
 far it is, nor be ended in between, and it writes everything anew where copied pages are enough.
 """
 
@@ -16,17 +17,22 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from kvpersist.errors import BackupError, OpenError
+from kvpersist.errors import BackupError, ConfigurationError, OpenError
 from kvpersist.stores.rescue import sync
+from kvpersist.stores.sqlite_damage import advice, is_damage
+from kvpersist.stores.sqlite_schema import TABLES
 from kvpersist.stores.sqlite_thread import begin_in_daemon
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Takes the number of pages that were copied, and of pages in all."""
 
 _STEP_PAGES: Final = 256
+_STEP_INSTRUCTIONS: Final = 100_000
+"""Of SQLite's machine, after which it is asked whether the check is to go on."""
 PREFIX: Final = ".kvpersist-"
 """How the name of a copy begins that is not whole; one that was killed may be removed."""
 
@@ -39,6 +45,7 @@ async def back_up(
     If it is cancelled the copying ends first, and leaves nothing. Raises what `SqliteStore.backup`
     says.
     """
+    check_progress(progress)
     copy = _Copy(connect, name, progress)
     # Not a task, which a program that ends would cancel with all others.
     copying = begin_in_daemon(copy.make, lambda _: None)
@@ -51,6 +58,12 @@ async def back_up(
         raise
     except _StoppedError as stopped:
         raise (copy.failure or stopped) from None
+
+
+def check_progress(progress: object) -> None:
+    """Raise ConfigurationError unless it can be called, and does all it does then; or is None."""
+    if progress is not None and (not callable(progress) or iscoroutinefunction(progress)):
+        raise ConfigurationError(f"progress must be a function, not async, not {progress!r}")
 
 
 class _StoppedError(Exception):
@@ -66,6 +79,7 @@ class _Copy:
         self._connect = connect
         self._name = name
         self._progress = progress
+        self._source = ""
         self.stopped = threading.Event()
         self.failure: BaseException | None = None
         """What the caller's function raised."""
@@ -77,10 +91,12 @@ class _Copy:
             _check_free(path)
             self._write(path)
         except (sqlite3.Error, OSError, ValueError, OpenError) as error:
-            raise BackupError(
-                f"{self._name} was not written: {error}; name a file in a folder that exists, on a "
-                "disk that has room and hard links"
-            ) from error
+            what_to_do = (
+                "name a file in a folder that exists, on a disk that has room and hard links"
+            )
+            if is_damage(error):
+                what_to_do = f"{self._source}: {advice(self._source)}"
+            raise BackupError(f"{self._name} was not written: {error}; {what_to_do}") from error
 
     def _write(self, path: Path) -> None:
         descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)  # its mode is 0600
@@ -88,6 +104,7 @@ class _Copy:
         temporary = Path(name)
         try:
             self._copy_pages(temporary)
+            self._check(temporary)
             sync(temporary)
             self._go_on()
             _publish(temporary, path)
@@ -100,9 +117,20 @@ class _Copy:
             # Nobody sees the file before it is whole, so that it needs no journal beside it.
             target.execute("PRAGMA journal_mode = OFF")
             target.execute("PRAGMA synchronous = OFF")
+            ((_, _, self._source),) = source.execute("PRAGMA database_list").fetchall()
             source.execute("BEGIN")
             source.execute("SELECT 1 FROM documents LIMIT 1").fetchall()  # begins to read
             source.backup(target, pages=_STEP_PAGES, progress=self._tell)
+
+    def _check(self, temporary: Path) -> None:
+        """Raise unless kvpersist's tables are whole in the copy, which must get no log."""
+        uri = f"{temporary.as_uri()}?immutable=1"
+        with closing(sqlite3.connect(uri, uri=True)) as copy:
+            copy.set_progress_handler(self.stopped.is_set, _STEP_INSTRUCTIONS)
+            for table in TABLES:  # those of others may need functions that nobody has here
+                (found,), *_ = copy.execute(f"PRAGMA integrity_check({table})").fetchall()
+                if found != "ok":
+                    raise sqlite3.DatabaseError(f"malformed: {found}")
 
     def _tell(self, _: int, remaining: int, total: int) -> None:
         self._go_on()

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Final
 
-from kvpersist.errors import OpenError
+from kvpersist.errors import OpenError, some_of
 
 _MOST_ROWS: Final = 100_000
-_SHOWN_KEYS: Final = 10
 _SHOWN_LENGTH: Final = 60
 # From both ends of the table, and of its index: what is damaged in the middle of one of them ends
 # two of these ways. A row is then read by its number, for which no index is needed.
@@ -62,6 +61,4 @@ def _sentence(found: int, unreadable: list[str]) -> str:
     said = f"{found - len(unreadable)} of the {found} rows that were found can be read"
     if not unreadable:
         return said
-    shown = ", ".join(key[:_SHOWN_LENGTH] for key in unreadable[:_SHOWN_KEYS])
-    more = len(unreadable) - _SHOWN_KEYS
-    return f"{said}, not {shown}{f' and {more} more' if more > 0 else ''}"
+    return f"{said}, not {some_of([key[:_SHOWN_LENGTH] for key in unreadable])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sqlite3
@@ -14,16 +15,25 @@ from typing import Any, Final
 from kvpersist.errors import NotAStoreError, OpenError, StoreInUseError
 from kvpersist.stores import rescue
 from kvpersist.stores.file_lock import FileLock
+from kvpersist.stores.sqlite_backup import PREFIX
 from kvpersist.stores.sqlite_damage import advice, is_damage
 from kvpersist.stores.sqlite_log import LOG_LIMIT, LogLimit, empty_log
-from kvpersist.stores.sqlite_place import RESTART, LockRemovedError, MovedError, Place
+from kvpersist.stores.sqlite_place import (
+    RESTART,
+    LockRemovedError,
+    MovedError,
+    Place,
+    is_unavailable,
+)
 from kvpersist.stores.sqlite_schema import ADD_MISSING, APPLICATION_ID, SCHEMA, check_schema
 from kvpersist.stores.sqlite_watch import WalIndex, watch
 
 _LOGGER = logging.getLogger("kvpersist")
 
 _WAL: Final = "PRAGMA journal_mode = WAL"
-_STATE: Final = "SELECT count(*), total(version), max(updated_at) FROM documents"
+_STATE: Final = "SELECT CAST(key AS BLOB), version, updated_at FROM documents ORDER BY rowid"
+_IMPATIENCE: Final = 100
+"""Milliseconds that a write waits for locks after one was refused, until one succeeds."""
 # No setting can be relied on to be SQLite's default: it may have been built with another.
 _DEFENCES: Final = (
     "PRAGMA trusted_schema = OFF",
@@ -44,11 +54,15 @@ class FileConnection(sqlite3.Connection):
     _ownership: FileLock
     _alone: threading.Lock
     _log_limit: LogLimit
+    _patience: int
+    _is_patient = True
     _is_closed = False
-    _is_astray = False
+    _is_lost = False
     _wal_index: WalIndex | None = None
-    lost_state: str | None = None
-    """The `state` of the file, if it is not where it was."""
+    is_coming_back = False
+    """Whether it is closed only to be opened anew at once, so that `last_state` is to be noted."""
+    last_state: str | None = None
+    """The `state` in which the file must be found again, if it is not where it was."""
     copies = 0
     """How many backups are being made."""
     seen: tuple[bytes | None, int] = (None, 0)
@@ -59,6 +73,7 @@ class FileConnection(sqlite3.Connection):
         self._ownership = ownership
         self._alone = threading.Lock()
         self._log_limit = LogLimit()
+        ((self._patience,),) = self.execute("PRAGMA busy_timeout").fetchall()
         self.place = place
 
     def watch(self, path: Path) -> None:
@@ -94,22 +109,32 @@ class FileConnection(sqlite3.Connection):
 
     def _execute_many(self, sql: str, parameters: Iterable[Any]) -> sqlite3.Cursor:
         is_owned = self._ownership.is_in_place()  # or a second bot's rows might be overwritten
-        if self._is_astray or not is_owned:
+        if self._is_lost or not is_owned:
             self._check(self.place.check_file)
         if not is_owned:
-            raise LockRemovedError(
-                f"{self._ownership.path} was removed while the bot has it open; leave it alone: it "
-                "keeps a second bot out"
-            )
-        # Closed, because the cursor lives on in an exception's traceback, and would keep the file.
-        with self, closing(self.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            for statement, rows in zip(sql.split(";"), parameters, strict=True):
-                cursor.executemany(statement, rows)
+            raise LockRemovedError(_LOCK_REMOVED.format(self._ownership.path))
+        try:
+            # Closed, as the cursor lives on in an exception's traceback, and would keep the file.
+            with self, closing(self.cursor()) as cursor:
+                cursor.execute("BEGIN IMMEDIATE")
+                for statement, rows in zip(sql.split(";"), parameters, strict=True):
+                    cursor.executemany(statement, rows)
+        except sqlite3.Error as error:
+            if is_unavailable(error):
+                self._wait_for_locks(is_patient=False)
+            raise
+        if not self._is_patient:
+            self._wait_for_locks(is_patient=True)
         self.look()
         self._check(self.place.check)
         self._keep_log_small()
         return cursor
+
+    def _wait_for_locks(self, *, is_patient: bool) -> None:
+        # Or each of the many that wait for a file that stays locked would wait as long again.
+        self._is_patient = is_patient
+        wait = self._patience if is_patient else min(self._patience, _IMPATIENCE)
+        self.execute(f"PRAGMA busy_timeout = {wait}").fetchall()
 
     def _keep_log_small(self) -> None:
         # No write waits for a copy, which would not end within that time anyway.
@@ -117,28 +142,30 @@ class FileConnection(sqlite3.Connection):
             self.look()
 
     def _check(self, check: Callable[[], None]) -> None:
-        self._is_astray = True
+        self._is_lost = True
         try:
             check()
         except MovedError as error:
             if not error.is_beside:
-                self.lost_state = self.lost_state or self.state()
+                self.last_state = self.last_state or self.state()
             # The log must be in its own file before it is lost, or found beside another.
-            if empty_log(self):
-                raise
-            raise MovedError(f"{error}. {_NOT_SAVED}") from error
-        self._is_astray = False
-        self.lost_state = None
+            self._save_log(error)
+            raise
+        self._is_lost = False
+        self.last_state = None
 
     def state(self) -> str:
         """Return what differs after whatever is written, also in another file of the same name.
 
         It is empty if that cannot be read, which is the state of no file.
         """
+        digest = hashlib.sha256()
         try:
-            return "/".join(map(str, *self.execute(_STATE).fetchall()))
+            for row in self.execute(_STATE):
+                digest.update(repr(row).encode())
         except sqlite3.Error:
             return ""
+        return digest.hexdigest()
 
     def rescue(self, path: str, changes: Mapping[str, bytes | None]) -> Path:
         """Leave rows beside the file for as long as it is owned. Any thread may call it.
@@ -149,9 +176,12 @@ class FileConnection(sqlite3.Connection):
         with self._alone:
             if self._is_closed:
                 raise ValueError("the file was closed meanwhile")
+            if not self._ownership.is_in_place():
+                self.last_state = ""  # what a second bot has written by now cannot be told
+                raise ValueError(_LOCK_REMOVED.format(self._ownership.path))
             with suppress(MovedError):
                 self._check(self.place.check_file)
-            return rescue.leave(path, changes, self.lost_state)
+            return rescue.leave(path, changes, self.last_state)
 
     def save_log(self) -> None:
         """Move a log that no start would find into the file. Any thread may call it.
@@ -163,16 +193,20 @@ class FileConnection(sqlite3.Connection):
             try:
                 self.place.check()
             except MovedError as error:
-                if not empty_log(self):
-                    raise MovedError(f"{error}. {_NOT_SAVED}") from error
+                self._save_log(error)
+
+    def _save_log(self, why: MovedError) -> None:
+        if not empty_log(self):
+            raise MovedError(f"{why}. {_NOT_SAVED}") from why
 
     def close(self) -> None:
         """Truncate the write-ahead log if nobody is reading, close, let others have the file."""
         with self._alone:
             if self._is_closed:
                 return
-            if not empty_log(self):
-                self._say_if_lost()
+            self._say_if_lost(is_saved=empty_log(self))
+            if self.is_coming_back:
+                self.last_state = self.last_state or self.state()
             self._is_closed = True
             try:
                 super().close()
@@ -181,27 +215,48 @@ class FileConnection(sqlite3.Connection):
                     self._wal_index.close()
                 self._ownership.release()
 
-    def _say_if_lost(self) -> None:
+    def _say_if_lost(self, *, is_saved: bool) -> None:
+        # Nobody is left to raise an error to.
         try:
             self.place.check()
         except MovedError as error:
-            _LOGGER.error("%s. What was written last is lost", error)  # noqa: TRY400  no traceback
+            if not (is_saved and error.is_beside):
+                gone = _GONE if is_saved else "What was written last is lost"
+                _LOGGER.error("%s. %s", error, gone)  # noqa: TRY400  no traceback
 
 
+_GONE: Final = "It is closed now: what was in it is gone, unless it has another name"
+_LOCK_REMOVED: Final = (
+    "{} was removed while the bot has it open; leave it alone: it keeps a second bot out"
+)
 _NOT_SAVED: Final = (
     "What was in its log is not saved yet, because a backup or another program is reading: let "
     "that end, or the disk is full: make room; then write, or close, again"
 )
 
 
+def real_path(name: str) -> str:
+    """Return where a file really is, whatever becomes of symlinks and the working directory.
+
+    Raises:
+        OpenError: It is no path.
+    """
+    try:
+        return os.path.realpath(name)
+    except (OSError, ValueError) as error:
+        raise OpenError(
+            f"{name!r} cannot be opened: {error}; {_what_to_do(name, error)}"
+        ) from error
+
+
 def open_file(name: str, busy_timeout: float, state: str | None = None) -> FileConnection:
     """Open the kvpersist file `name`, or make it one when it does not exist or has 0 bytes.
 
-    `busy_timeout` is in seconds. If `state` is given, the file must be in that state. Raises what
-    `SqliteStore.open` says.
+    `name` is a `real_path`. `busy_timeout` is in seconds. If `state` is given, the file
+    must be in that state. Raises what `SqliteStore.open` says.
     """
+    path = Path(name)
     try:
-        path = Path(os.path.realpath(name))
         if state is not None and not path.exists():
             _check_alone(path, state)
         _check_place(path)
@@ -212,13 +267,10 @@ def open_file(name: str, busy_timeout: float, state: str | None = None) -> FileC
             is_new = _is_new(path, busy_timeout)
             if is_new:
                 _check_alone(path, state)
-            connection = _connect(path, ownership, busy_timeout, is_new=is_new)
-            _check_state(path, connection, state)
+            return _connect(path, ownership, busy_timeout, state, is_new=is_new)
         except BaseException:
             ownership.release()
             raise
-        else:
-            return connection
     except (sqlite3.Error, OSError, ValueError) as error:
         raise OpenError(f"{name} cannot be opened: {error}; {_what_to_do(name, error)}") from error
 
@@ -237,6 +289,8 @@ _ADVICE: Final = {
     "readonly": _WHOSE,
     "full": "make room on the disk",
     "locked": "end the other program's transaction",
+    "null": "take the NUL out of its name",
+    "too long": "give it, or its folder, a shorter name",
     "i/o error": "see what the system's log says of the disk; name a file on a local one",
 }
 
@@ -249,7 +303,7 @@ def defend(connection: sqlite3.Connection) -> None:
 
 def open_reader(name: str, busy_timeout: float) -> sqlite3.Connection:
     """Open for reading a file that `open_file` has open. `busy_timeout` is in seconds."""
-    uri = f"{Path(os.path.realpath(name)).as_uri()}?mode=ro"
+    uri = f"{Path(name).as_uri()}?mode=ro"
     try:
         connection = sqlite3.connect(
             uri, uri=True, timeout=busy_timeout, isolation_level=None, check_same_thread=False
@@ -270,6 +324,25 @@ def _check_place(path: Path) -> None:
     for place in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
         if place.exists() and not os.access(place, os.R_OK | os.W_OK):
             raise OpenError(f"no permission to read and write {place}; {_WHOSE}")
+    for end in ("wal", "shm", "journal", "lock", "rescue"):
+        if (place := Path(f"{path}-{end}")).is_symlink():
+            raise OpenError(
+                f"{place} is a symbolic link; see who has made it, then remove it: what belongs to "
+                "the file is beside it, and a link may lead into the file of somebody else"
+            )
+    _check_names(path)
+
+
+def _check_names(path: Path) -> None:
+    """Raise if the file has other names: each would have a log, a lock and an owner of its own."""
+    names = path.stat().st_nlink if path.exists() else 1
+    if names > 1:
+        raise OpenError(
+            f"{path} is one of {names} names of one file (hard links): a bot at each would lose "
+            f"rows of the others; find them, with `find {path.parent} -samefile {path}` or in "
+            "other folders, and remove all but one: the one with a -wal beside it, if there "
+            f"is one. A name {PREFIX}… was left by a backup that was killed, and may be removed"
+        )
 
 
 def _is_new(path: Path, busy_timeout: float) -> bool:
@@ -339,7 +412,7 @@ def _take_ownership(path: Path) -> FileLock:
 
 
 def _connect(
-    path: Path, ownership: FileLock, busy_timeout: float, *, is_new: bool
+    path: Path, ownership: FileLock, busy_timeout: float, state: str | None, *, is_new: bool
 ) -> FileConnection:
     if is_new:
         _create_private(path)
@@ -357,6 +430,8 @@ def _connect(
         if is_new:
             # Before the write-ahead log: or the application_id might so far be in the log alone.
             connection.executescript(SCHEMA)
+        elif state is not None:
+            _check_state(path, connection, state)  # before anything in the file is changed
         (mode,) = connection.execute(_WAL).fetchone()
         if mode != "wal":
             raise OpenError(f"{path} lies on a file system without write-ahead logs ({mode})")
@@ -372,7 +447,7 @@ def _connect(
 
 
 def leave_beside(name: str, changes: Mapping[str, bytes | None], state: str | None) -> Path:
-    """Leave rows beside a file that is not open; nobody must have it.
+    """Leave rows beside a file that is not open; nobody must have it. See `rescue.add`.
 
     Raises:
         OpenError: Another bot has it.
@@ -380,7 +455,7 @@ def leave_beside(name: str, changes: Mapping[str, bytes | None], state: str | No
     """
     ownership = _take_ownership(Path(name))
     try:
-        return rescue.leave(name, changes, state)
+        return rescue.add(name, changes, state)
     finally:
         ownership.release()
 
@@ -392,14 +467,18 @@ def _check_alone(path: Path, state: str | None) -> None:
     if os.path.lexists(left := rescue.place_of(str(path))):
         raise OpenError(
             f"{path} is gone, or empty, and {left} holds rows that an earlier run could not write "
-            "there; put the file back: a new one would have these rows alone"
+            "there; put the file back, or a backup of it: a new one would have these rows alone"
         )
 
 
-def _check_state(path: Path, connection: FileConnection, state: str | None) -> None:
-    if state is not None and (not state or state != connection.state()):
-        connection.close()
-        raise OpenError(f"{path} was replaced by another file {RESTART}")
+def _check_state(path: Path, connection: FileConnection, state: str) -> None:
+    if not state or state != connection.state():
+        raise OpenError(
+            f"{path} is not as this bot has left it: it was replaced by another file, or a second "
+            f"bot has written to it since {_lock_of(path)} was removed; put back the one that was "
+            f"here, or restart the bot: its end leaves what is waiting in "
+            f"{rescue.place_of(str(path))}"
+        )
 
 
 def _create_private(path: Path) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Mapping
-from typing import Final
 
-from kvpersist.errors import OpenError
+from kvpersist.errors import OpenError, some_of
 from kvpersist.stores import rescue
 from kvpersist.stores.sqlite_file import FileConnection
 from kvpersist.stores.sqlite_statements import transaction
 
 _LOGGER = logging.getLogger("kvpersist")
-
-_SHOWN_KEYS: Final = 10
 
 
 def write_rescued(connection: FileConnection, path: str) -> None:
@@ -28,12 +25,16 @@ def write_rescued(connection: FileConnection, path: str) -> None:
         if (rescued := rescue.read(path)) is None:
             return
         if rescued.of is not None and (not rescued.of or rescued.of != connection.state()):
-            raise ValueError("they are of another file, which was here then; put that one back")
+            raise ValueError(
+                "they are of another file, which was here then; put that one back; if it cannot "
+                f'be, and they are to be written into this one, replace its "of": "{rescued.of}" '
+                'by "of": null'
+            )
         refused = _write(connection, path, rescued)
         if refused:
             rescue.write(path, {key: rescued.changes[key] for key in refused}, of=None)
             first = next(iter(refused.values()))
-            raise ValueError(f"{first}, for {[*refused][:_SHOWN_KEYS]}")
+            raise ValueError(f"{first}, for {some_of([*refused])}")
         rescue.remove(path)
     except (sqlite3.Error, OSError, ValueError) as error:
         raise OpenError(
@@ -72,7 +73,7 @@ def _write_each(
             for statement, rows in zip(sql.split(";"), parameters, strict=True):
                 for row in rows:
                     connection.execute(statement, row)
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:
             connection.execute("ROLLBACK TO one_row")
             refused[key] = str(error)
         connection.execute("RELEASE one_row")

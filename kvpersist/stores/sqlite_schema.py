@@ -34,7 +34,8 @@ _SET_ASIDE: Final = """
     )
 """
 """Rows of ``documents`` that cannot be read, as they were."""
-_TABLES: Final = {"documents": _DOCUMENTS, "set_aside": _SET_ASIDE}
+TABLES: Final = {"documents": _DOCUMENTS, "set_aside": _SET_ASIDE}
+"""The statement that makes each."""
 
 ADD_MISSING: Final = _SET_ASIDE.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
 """The statement that adds to a file what kvpersist has not always made."""
@@ -100,11 +101,11 @@ def _check_tables(
     path: Path, connection: sqlite3.Connection, objects: Sequence[tuple[str, str, str]]
 ) -> None:
     # Of whatever kind they are, and however their names are written: SQLite folds their case.
-    tables = {name.lower(): sql for _, name, sql in objects if name.lower() in _TABLES}
+    tables = {name.lower(): sql for _, name, sql in objects if name.lower() in TABLES}
     if "documents" not in tables:
         raise OpenError(f"{path} has no table documents; restore it from a backup")
     for table, sql in tables.items():
-        if _plain(str(sql)) != _plain(_TABLES[table]):
+        if _plain(str(sql)) != _plain(TABLES[table]):
             raise OpenError(
                 f"{path} has a table {table} that kvpersist has not made; restore it from a "
                 f"backup. It is {sql!r:.{_SHOWN}}"
@@ -128,6 +129,6 @@ def _runs_more(connection: sqlite3.Connection, statement: str) -> bool:
 
 def _plain(sql: str) -> str:
     """Leave out what another program may have changed with the same meaning."""
-    for table in _TABLES:
+    for table in TABLES:
         sql = sql.replace(f'"{table}"', table)
     return " ".join(sql.split())

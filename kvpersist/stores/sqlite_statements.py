@@ -16,14 +16,16 @@ _APPLY: Final = f"{_REMOVE};{_PUT}"
 # CAST, because a value that another program wrote may have any type, and bytes need no decoding.
 READ: Final = "SELECT key, CAST(value AS BLOB) FROM documents WHERE key IN ({})"
 SCAN: Final = """
-    SELECT key, CAST(value AS BLOB) FROM documents WHERE key >= ? AND key < ? ORDER BY key LIMIT ?
+    SELECT key, CAST(value AS BLOB) FROM documents WHERE key >= CAST(? AS TEXT) AND key < ?
+    ORDER BY key LIMIT ?
 """
 SET_ASIDE: Final = """
     INSERT INTO set_aside
     SELECT key, value, version, updated_at, ?, ? FROM documents
-    WHERE key = ? AND CAST(value AS BLOB) = ?;
-    DELETE FROM documents WHERE key = ? AND CAST(value AS BLOB) = ?
+    WHERE key = CAST(? AS TEXT) AND CAST(value AS BLOB) = ?;
+    DELETE FROM documents WHERE key = CAST(? AS TEXT) AND CAST(value AS BLOB) = ?
 """
+WAS_SET_ASIDE: Final = "SELECT key FROM set_aside WHERE set_aside_at = ?"
 
 
 def transaction(changes: Mapping[str, bytes | None]) -> tuple[str, list[Iterable[Any]]]:
@@ -35,6 +37,11 @@ def transaction(changes: Mapping[str, bytes | None]) -> tuple[str, list[Iterable
     if None not in changes.values():
         return _PUT, [puts]
     return _APPLY, [((key,) for key, text in rows if text is None), puts]
+
+
+def as_stored(key: str) -> bytes:
+    """Return a key that was read as it is, also if it is no UTF-8: see `SqliteThread.fetch`."""
+    return key.encode(errors="surrogateescape")
 
 
 def after(prefix: str) -> str | bytes:

@@ -7,11 +7,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import aiosqlite
 
 T = TypeVar("T")
+_ANY_TEXT: Final = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 class SqliteThread:
@@ -51,13 +53,20 @@ class SqliteThread:
     async def fetch(self, sql: str, parameters: Iterable[object] = ()) -> list[Any]:
         """Return all rows of a query.
 
+        Another program may have stored a text that is no UTF-8: from the first of them on all are
+        read so that they can be written again as they were, which takes longer.
+
         Raises:
             sqlite3.Error: SQLite's.
         """
         try:
             return list(await self._async.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
-            raise _without_frames(error)  # noqa: B904  it is the same error
+            bare = _without_frames(error)  # or its cursor would go on reading
+            if "decode to UTF-8" not in str(error) or self._sync.text_factory is _ANY_TEXT:
+                raise bare  # noqa: B904  it is the same error
+        self._sync.text_factory = _ANY_TEXT
+        return await self.fetch(sql, parameters)
 
     async def execute_many(self, sql: str, parameters: Iterable[Iterable[Any]]) -> None:
         """Call the connection's ``executemany``.
@@ -75,8 +84,11 @@ class SqliteThread:
         await self._async.close()
 
     async def leave_behind(self) -> None:
-        """Close a connection that was opened on another event loop, which may have ended."""
-        await begin_in_daemon(self._end, lambda _: None)
+        """Close a connection without its event loop, which may be another one, that has ended.
+
+        Being cancelled does not end this.
+        """
+        await wait_out(begin_in_daemon(self._end, lambda _: None))
 
     def _abandon(self) -> None:
         threading.Thread(target=self._end, name="kvpersist:close", daemon=True).start()
@@ -135,8 +147,16 @@ def begin_in_daemon(function: Callable[[], T], discard: Callable[[T], None]) -> 
         except RuntimeError:
             discard(result)
 
-    threading.Thread(target=run, name="kvpersist:open", daemon=True).start()
+    threading.Thread(target=run, name="kvpersist:sqlite", daemon=True).start()
     return outcome
+
+
+async def wait_out(future: asyncio.Future[T]) -> T:
+    """Wait for what must be known, however often the waiting is cancelled."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    return future.result()
 
 
 def _without_frames(error: sqlite3.Error) -> sqlite3.Error:

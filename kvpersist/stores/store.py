@@ -80,13 +80,17 @@ class SeesOthers(Protocol):
 class SetsAside(Protocol):
     """A store that can keep rows where they are not read. No store must."""
 
-    async def set_aside(self, rows: Collection[BadRow]) -> None:
+    async def set_aside(self, rows: Collection[BadRow]) -> Collection[str]:
         """Move rows, as they are, to where neither `Store.read` nor `Store.scan` finds them.
 
         A row that is not what was read any more stays. What was set aside before stays too.
 
+        Returns:
+            The keys of the rows that were moved; those of others may be among them.
+
         Raises:
             WriteError: Nothing was moved.
+            OpenError, ReadError: It cannot be told which were.
         """
 
 
