@@ -31,8 +31,12 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy kvpersist tests examples benchmarks
 
+# Of the tests: the system's PgBouncer, or one that is not installed.
+$(BIN)/pgbouncer: tests/pgbouncer.sh $(VENV)/made
+	sh tests/pgbouncer.sh $@
+
 ## All tests, on the installed wheel, with branch coverage.
-test: $(VENV)/installed
+test: $(VENV)/installed $(BIN)/pgbouncer
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(BIN)/pytest --numprocesses auto $(TESTS)
 	$(BIN)/coverage combine --quiet
@@ -45,10 +49,10 @@ torture: $(VENV)/installed
 	@$(BIN)/python tests/simulation.py $$(($(SECONDS) / 4)) $(SEED)
 	@$(BIN)/python tests/soak.py --seconds $$(($(SECONDS) / 4)) --seed $(SEED)
 
-## All tests with the oldest supported Python, PTB, aiosqlite and orjson.
+## All tests with the oldest supported Python, PTB, aiosqlite, orjson and asyncpg.
 oldest:
-	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed
-	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.11.6"
+	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed .venv-oldest/bin/pgbouncer
+	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.11.6" "asyncpg==0.30.0"
 	.venv-oldest/bin/pytest $(TESTS)
 
 # Beside the kvpersist of this folder, what it is compared with.

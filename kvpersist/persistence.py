@@ -36,8 +36,8 @@ from kvpersist.keyboards import Keyboards
 from kvpersist.lazy import Lazy
 from kvpersist.rows import HandedOver, Progress, Rows
 from kvpersist.stores import SqliteStore, Store
+from kvpersist.stores.daemon import begin_in_daemon
 from kvpersist.stores.sqlite_backup import check_progress
-from kvpersist.stores.sqlite_thread import begin_in_daemon
 from kvpersist.stores.store import SetsAside
 from kvpersist.telegram_objects import TelegramObjects
 
@@ -67,7 +67,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
     the same time. The store is opened by the first call and closed by `flush`.
 
     Args:
-        store: The path of a SQLite file, or a `Store`.
+        store: The path of a SQLite file; or the URL of a PostgreSQL database, which needs the extra
+            ``kvpersist[postgres]``; or a `Store`.
         store_data: Which kinds of data are kept, all by default. What is off is neither read nor
             written; rows that are there already stay as they are. Conversations are kept for every
             handler that says ``persistent=True``.
@@ -156,7 +157,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         _check("context_types", context_types, ContextTypes)
         super().__init__(store_data=store_data, update_interval=update_interval)
         is_store = isinstance(store, Store) and not isinstance(store, type)
-        self.store = cast("Store", store) if is_store else SqliteStore(cast("str", store))
+        self.store = cast("Store", store) if is_store else _engine(cast("str", store))
         self.context_types = cast("ContextTypes[Any, UD, CD, BD]", context_types or ContextTypes())
         self.codec = Codec(types, extensions=[TelegramObjects(self._running_bot)])
         if on_bad_row not in ("raise", "set-aside"):
@@ -532,7 +533,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
         Raises:
             WriteError: With all rows that could not be written. It says whether they were left
-                beside the file for the next start, or are kept in memory alone; a second `flush`
+                in a file for the next start, or are kept in memory alone; a second `flush`
                 tries again. The store is closed, unless what was written before would be lost with
                 it.
         """
@@ -553,6 +554,18 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     def _running_bot(self) -> Bot | None:
         return self.bot
+
+
+def _engine(name: str | PathLike[str]) -> Store:
+    if not isinstance(name, str) or not name.startswith(("postgresql:", "postgres:")):
+        return SqliteStore(name)
+    try:
+        from kvpersist.stores.postgres import PostgresStore  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise ConfigurationError(
+            'PostgreSQL needs the extra: pip install "kvpersist[postgres]"'
+        ) from error
+    return PostgresStore(name)
 
 
 def _row_of(name: keys.Name | None) -> tuple[str, str]:

@@ -13,7 +13,16 @@ import pytest
 import pytest_asyncio
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
-from storages import KV, MemoryStorage, PickleStorage, SqliteStorage, Storage
+from pgbouncer import PgBouncer
+from postgres_server import PostgresServer
+from storages import (
+    KV,
+    MemoryStorage,
+    PickleStorage,
+    PostgresStorage,
+    SqliteStorage,
+    Storage,
+)
 from stores import WatchedStore
 
 from kvpersist import MemoryStore
@@ -27,6 +36,9 @@ settings.register_profile(
 settings.load_profile("kvpersist")
 
 
+_PARSE = "_parse_connect_dsn_and_args"
+
+
 @pytest.fixture(autouse=True)
 def blockbuster() -> Iterator[BlockBuster]:
     """Fail a test whose event loop is blocked by a call of kvpersist's."""
@@ -35,6 +47,8 @@ def blockbuster() -> Iterator[BlockBuster]:
         for name in ("os.path.abspath", "os.readlink", "os.stat", "os.getcwd", "os.lstat"):
             if name in blockbuster.functions:
                 blockbuster.functions[name].can_block_in("telegram/ext/_application.py", "__init__")
+                # asyncpg looks for certificates in the user's home when it connects.
+                blockbuster.functions[name].can_block_in("asyncpg/connect_utils.py", _PARSE)
         yield blockbuster
 
 
@@ -93,17 +107,37 @@ def _open_files() -> Counter[str]:
     return Counter(link for link in links if ".db" in link and not link.endswith("-shm (deleted)"))
 
 
-@pytest.fixture(params=["sqlite", "memory", "pickle"])
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Give a PostgreSQL server, one for all tests of this process."""
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: PostgresServer) -> Iterator[PgBouncer]:
+    """Give a PgBouncer in transaction mode, before the server that all tests share."""
+    pooler = PgBouncer(postgres)
+    yield pooler
+    pooler.remove()
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgres", "pickle"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Give what lasts between two runs, in each way in which kvpersist and PTB can keep it."""
-    if request.param == "pickle":
-        return PickleStorage(tmp_path)
-    return SqliteStorage(tmp_path) if request.param == "sqlite" else MemoryStorage()
+    return PickleStorage(tmp_path) if request.param == "pickle" else _kv(request, tmp_path)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "memory", "postgres"])
 def kv(request: pytest.FixtureRequest, tmp_path: Path) -> KV:
     """Give what lasts between two runs, with rows to look at."""
+    return _kv(request, tmp_path)
+
+
+def _kv(request: pytest.FixtureRequest, tmp_path: Path) -> KV:
+    if request.param == "postgres":
+        return PostgresStorage(request.getfixturevalue("postgres"))
     return SqliteStorage(tmp_path) if request.param == "sqlite" else MemoryStorage()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from bots import NEVER, Bot, Handler, build
+from postgres_server import PostgresServer
 from telegram.ext import (
     BasePersistence,
     ContextTypes,
@@ -25,9 +26,13 @@ from telegram.ext import (
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, Store
 from kvpersist.codec import Named
+from kvpersist.stores.postgres import PostgresStore
 
 IDS = [1, -1001234567890, 2**62 + 1, -(2**63), 2**63 - 1]
 """Ids of chats: private ones, groups, and the largest that there can be."""
+
+Columns: TypeAlias = list[tuple[str, str, int, int]]
+"""Rows, ordered by key: the key, the text, how often it was written, and when."""
 
 
 class Storage(Protocol):
@@ -77,6 +82,10 @@ class MemoryStorage:
         """The text of each stored document."""
         return self.store.rows
 
+    def all_columns(self) -> Columns:
+        """Return each row; it has no other columns."""
+        return [(key, text.decode(), 0, 0) for key, text in sorted(self.rows.items())]
+
     def write(self, key: str, text: str | None) -> None:
         """Do to a row what another program would; None deletes it."""
         self.rows.pop(key, None)
@@ -110,7 +119,7 @@ class SqliteStorage:
         """The text of each stored document."""
         return {key: value.encode() for key, value, _, _ in self.all_columns()}
 
-    def all_columns(self) -> list[tuple[str, str, int, int]]:
+    def all_columns(self) -> Columns:
         """Return each row with all its columns."""
         with closing(sqlite3.connect(self.path)) as connection:
             return connection.execute("SELECT * FROM documents ORDER BY key").fetchall()
@@ -144,7 +153,62 @@ class SqliteStorage:
             shutil.copy(f"{wreck}{suffix}", f"{self.path}{suffix}")
 
 
-KV: TypeAlias = MemoryStorage | SqliteStorage
+class PostgresStorage:
+    """kvpersist in a schema of a PostgreSQL server; `rows` and `write` go past it."""
+
+    _names = count(1)
+
+    def __init__(
+        self, server: PostgresServer, *types: type | Named, port: int | None = None
+    ) -> None:
+        self.server = server
+        self.port = port  # if it is not reached directly
+        self.types = types
+        self.schema = self._next_name()
+
+    @property
+    def rows(self) -> dict[str, bytes]:
+        """The text of each stored document."""
+        return {key: value.encode() for key, value, _, _ in self.all_columns()}
+
+    def all_columns(self) -> Columns:
+        """Return each row with all its columns."""
+        found = self.server.query(f"SELECT * FROM {self.schema}.documents ORDER BY key")
+        return [(key, value, version, at) for key, value, version, at in found]
+
+    def write(self, key: str, text: str | None) -> None:
+        """Do to a row what another program would; None deletes it."""
+        self.server.query(f"DELETE FROM {self.schema}.documents WHERE key = $1", key)
+        if text is not None:
+            put = f"INSERT INTO {self.schema}.documents VALUES ($1, $2, 1, 0)"
+            self.server.query(put, key, text)
+
+    def store(self, **options: Any) -> PostgresStore:
+        """Return a closed store of the schema."""
+        return PostgresStore(self.server.url(port=self.port), schema=self.schema, **options)
+
+    def persistence(
+        self,
+        *,
+        store_data: PersistenceInput | None = None,
+        context_types: ContextTypes[Any, Any, Any, Any] | None = None,
+    ) -> KVPersistence[Any, Any, Any]:
+        return _kvpersistence(self.store(), store_data, context_types, self.types)
+
+    async def crash(self, persistence: BasePersistence[Any, Any, Any]) -> None:
+        wreck, self.schema = self.schema, self._next_name()
+        self.server.query(f"CREATE SCHEMA {self.schema}")
+        for table in ("documents", "set_aside", "kvpersist_schema"):
+            copy = f"{self.schema}.{table}"
+            self.server.query(f"CREATE TABLE {copy} (LIKE {wreck}.{table} INCLUDING ALL)")
+            self.server.query(f"INSERT INTO {copy} SELECT * FROM {wreck}.{table}")
+        await persistence.flush()
+
+    def _next_name(self) -> str:
+        return f"bot{next(self._names)}"
+
+
+KV: TypeAlias = MemoryStorage | SqliteStorage | PostgresStorage
 """A storage with rows to look at."""
 
 

@@ -369,7 +369,7 @@ async def test_a_backup_that_is_cancelled_leaves_nothing(
 
     backup = asyncio.create_task(store.backup(copy, hold_up))
     await has_begun.wait()
-    (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:sqlite")
+    (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:daemon")
     for _ in range(times):
         backup.cancel()
         await asyncio.sleep(0)

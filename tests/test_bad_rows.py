@@ -220,9 +220,10 @@ async def test_only_what_was_read_is_set_aside(kv: Any) -> None:
     """A row that was mended, or written by the bot, meanwhile stays."""
     store = kv.persistence().store
     await store.open()
-    await store.apply({"chat/1": b"{", "chat/2": b"{}"})
-    bad = [("chat/1", b"{", "why"), ("chat/2", b"{", "why"), ("chat/3", b"{", "")]
-    assert [*await store.set_aside(bad)] == ["chat/1"]
+    bad = b'{"$nobody":1}'
+    await store.apply({"chat/1": bad, "chat/2": b"{}"})
+    rows = [("chat/1", bad, "why"), ("chat/2", bad, "why"), ("chat/3", bad, "")]
+    assert [*await store.set_aside(rows)] == ["chat/1"]
     assert await store.read(["chat/1", "chat/2", "chat/3"]) == {"chat/2": b"{}"}
     await store.close()
 

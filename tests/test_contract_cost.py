@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from bots import NEVER, Bot, Handler, build
 from handlers import ANY, conversation, remember, text
+from storages import KV
 from stores import WatchedStore
 
 from kvpersist import (
     KVPersistence,
     MemoryStore,
-    SqliteStore,
     Store,
 )
 
@@ -28,9 +27,9 @@ async def counting(*handlers: Handler, store: Store | None = None, **options: An
     return bot, counted
 
 
-async def test_a_thousand_touched_chats_are_a_handful_of_transactions(tmp_path: Path) -> None:
+async def test_a_thousand_touched_chats_are_a_handful_of_transactions(kv: KV) -> None:
     """One run of the persistence does not cost a transaction a chat."""
-    store = SqliteStore(tmp_path / "bot.db")
+    store = kv.persistence().store
     bot, counted = await counting(text(remember), store=store)
     for chat_id in range(1, 1001):
         await bot.say("x", chat_id)
@@ -40,10 +39,10 @@ async def test_a_thousand_touched_chats_are_a_handful_of_transactions(tmp_path: 
     await bot.app.shutdown()
 
 
-async def test_what_did_not_change_costs_no_write(tmp_path: Path) -> None:
+async def test_what_did_not_change_costs_no_write(kv: KV) -> None:
     """Touched, refreshed, restarted: a document that is the same is not written again."""
     for _ in range(2):
-        store = SqliteStore(tmp_path / "bot.db")
+        store = kv.persistence().store
         bot, counted = await counting(
             ANY, conversation(), store=store, arbitrary_callback_data=True
         )
@@ -64,9 +63,9 @@ async def test_what_did_not_change_costs_no_write(tmp_path: Path) -> None:
         assert counted.commits == []
 
 
-async def test_one_changed_chat_of_many_is_one_row(tmp_path: Path) -> None:
+async def test_one_changed_chat_of_many_is_one_row(kv: KV) -> None:
     """Of all that is stored, a run writes the documents that changed and nothing else."""
-    bot, counted = await counting(ANY, store=SqliteStore(tmp_path / "bot.db"))
+    bot, counted = await counting(ANY, store=kv.persistence().store)
     for chat_id in range(1, 101):
         await bot.say("x", chat_id)
     await bot.save()
@@ -105,9 +104,9 @@ def callback_rows(changes: Mapping[str, bytes | None]) -> dict[str, bytes | None
     return {key: text for key, text in changes.items() if key.startswith("callback/")}
 
 
-async def test_one_step_of_one_conversation_of_many_is_one_row(tmp_path: Path) -> None:
+async def test_one_step_of_one_conversation_of_many_is_one_row(kv: KV) -> None:
     """A handler that everybody is in writes one small row when one of them takes a step."""
-    store = SqliteStore(tmp_path / "bot.db")
+    store = kv.persistence().store
     bot, counted = await counting(conversation(), store=store)
     for chat_id in range(1, 501):
         await bot.say("/start", chat_id)

@@ -83,15 +83,17 @@ async def test_a_state_that_cannot_be_stored_fails_alone(kv: KV) -> None:
         }
 
 
+NO_JSON = {"chat/1": '{"broken"', "conversation/order/[1,1]": "{"}
+"""What PostgreSQL does not take, whoever writes it."""
 BROKEN = {
-    "chat/1": '{"broken"',
+    "chat/1": '{"$broken": 1}',
     "chat/2": "[1]",
     "chat/word": "{}",
     "chat/01": "{}",
     "user/1": '{"x": {"$unknown": 1}}',
     "user/": "{}",
     "bot": '"text"',
-    "conversation/order/[1,1]": "{",
+    "conversation/order/[1,1]": '{"$:Unknown": 1}',
     "conversation/order/1": "0",
     "conversation/order/[1, 1]": "0",
     "callback/abc": "[]",
@@ -100,11 +102,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("key", "value"), BROKEN.items(), ids=list(BROKEN))
-async def test_a_row_that_cannot_be_read_stops_the_start(
-    tmp_path: Path, key: str, value: str
-) -> None:
-    """The error names the row; it stays as it is; another bot can have the file afterwards."""
-    storage = SqliteStorage(tmp_path)
+async def test_a_row_that_cannot_be_read_stops_the_start(kv: KV, key: str, value: str) -> None:
+    """The error names the row; it stays as it is; another bot can have the rows afterwards."""
+    await stop_the_start(kv, key, value)
+
+
+@pytest.mark.parametrize(("key", "value"), NO_JSON.items(), ids=list(NO_JSON))
+async def test_a_row_that_is_no_json_stops_the_start(tmp_path: Path, key: str, value: str) -> None:
+    """Likewise."""
+    await stop_the_start(SqliteStorage(tmp_path), key, value)
+
+
+async def stop_the_start(storage: KV, key: str, value: str) -> None:
+    """Have another program write a row, on which a start ends."""
     async with running(storage, text(remember)) as bot:
         await bot.say("x", 5)
     storage.write(key, value)
@@ -120,16 +130,15 @@ async def test_a_row_that_cannot_be_read_stops_the_start(
         assert bot.app.chat_data[5] == {"said": ["x"]}
 
 
-async def test_a_start_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+async def test_a_start_that_failed_can_be_tried_again(kv: KV) -> None:
     """The same application starts when the row has been mended."""
-    storage = SqliteStorage(tmp_path)
-    async with running(storage, text(remember)) as bot:
+    async with running(kv, text(remember)) as bot:
         await bot.say("x", 5)
-    storage.write("user/5", "{")
-    bot = build(storage.persistence())
+    kv.write("user/5", '{"$broken": 1}')
+    bot = build(kv.persistence())
     with pytest.raises(DecodeError):
         await bot.app.initialize()
-    storage.write("user/5", '{"mended": 1}')
+    kv.write("user/5", '{"mended": 1}')
     async with bot.app:
         assert bot.app.user_data[5] == {"mended": 1}
 

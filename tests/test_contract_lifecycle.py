@@ -18,7 +18,7 @@ import through
 from bots import NEVER, Bot, build, text_update
 from faults import locked_by_another_program
 from handlers import conversation, remember, text
-from storages import KV, SqliteStorage, Storage, running
+from storages import KV, Storage, running
 from stores import WatchedStore, stored
 from telegram import Update
 from telegram.ext import (
@@ -68,6 +68,7 @@ def test_an_application_can_be_initialised_again_on_another_event_loop(storage: 
     assert bot.errors == []
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # asyncpg's sockets, of a dead loop
 def test_what_a_dying_event_loop_left_behind_is_taken_up_by_the_next(kv: KV) -> None:
     """An event loop that ended without `shutdown` takes nothing with it that was told before."""
     bot = build(kv.persistence(), [text(remember)])
@@ -167,21 +168,20 @@ SCOPES = ("bot", "chat", "user", "callback")
 @pytest.mark.parametrize("arbitrary_callback_data", [False, True])
 @pytest.mark.parametrize("on", list(product([False, True], repeat=4)))
 async def test_what_is_off_is_neither_read_nor_written(
-    tmp_path: Path, on: tuple[bool, bool, bool, bool], arbitrary_callback_data: bool
+    kv: KV, on: tuple[bool, bool, bool, bool], arbitrary_callback_data: bool
 ) -> None:
     """Rows of a kind of data that `store_data` leaves out stay as they are, byte for byte."""
-    storage = SqliteStorage(tmp_path)
     options: dict[str, Any] = {"arbitrary_callback_data": arbitrary_callback_data}
-    async with running(storage, text(remember), arbitrary_callback_data=True) as bot:
+    async with running(kv, text(remember), arbitrary_callback_data=True) as bot:
         await bot.ask(("old",))
         await bot.say("old")
-    before = storage.all_columns()
+    before = kv.all_columns()
     assert {scope_of(key) for key, *_ in before} == set(SCOPES)
 
     chosen = dict(zip(SCOPES, on, strict=True))
     store_data = PersistenceInput(**{f"{scope}_data": kept for scope, kept in chosen.items()})
     is_kept = {**chosen, "callback": chosen["callback"] and arbitrary_callback_data}
-    async with running(storage, text(remember), store_data=store_data, **options) as bot:
+    async with running(kv, text(remember), store_data=store_data, **options) as bot:
         loaded = {
             "bot": bool(bot.app.bot_data),
             "chat": bool(bot.app.chat_data),
@@ -197,7 +197,7 @@ async def test_what_is_off_is_neither_read_nor_written(
         await bot.save()
         bot.app.drop_chat_data(1)
         bot.app.drop_user_data(1)
-    after = storage.all_columns()
+    after = kv.all_columns()
 
     for scope, kept in is_kept.items():
         old, new = ([row for row in rows if scope_of(row[0]) == scope] for rows in (before, after))
@@ -210,18 +210,17 @@ def scope_of(key: str) -> str:
 
 
 async def test_switched_off_data_is_not_touched_even_if_the_calls_are_made(
-    tmp_path: Path,
+    kv: KV,
 ) -> None:
     """The persistence does not rely on PTB to keep away from what is switched off."""
-    storage = SqliteStorage(tmp_path)
-    async with running(storage, text(remember), arbitrary_callback_data=True) as bot:
+    async with running(kv, text(remember), arbitrary_callback_data=True) as bot:
         await bot.ask(("old",))
         await bot.say("old")
-    before = storage.all_columns()
+    before = kv.all_columns()
     store_data = PersistenceInput(
         bot_data=False, chat_data=False, user_data=False, callback_data=False
     )
-    store = WatchedStore(SqliteStore(storage.path))
+    store = WatchedStore(kv.persistence().store)
     persistence: KVPersistence[Any, Any, Any] = KVPersistence(store, store_data=store_data)
     document = {"mine": 1}
     assert await persistence.get_user_data() == {}
@@ -240,7 +239,7 @@ async def test_switched_off_data_is_not_touched_even_if_the_calls_are_made(
     await persistence.flush()
     assert document == {"mine": 1}
     assert (store.reads, store.scans, store.tries) == (0, 0, 0)
-    assert storage.all_columns() == before
+    assert kv.all_columns() == before
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["loaded", "lazy"])

@@ -298,12 +298,12 @@ async def test_an_edit_that_cannot_be_read_stops_the_handler_with_its_name(kv: K
     async with running(kv, text(remember)) as bot:
         await bot.say("x")
         await bot.save()
-        kv.write("chat/1", '{"broken"')
+        kv.write("chat/1", '{"$broken":1}')
         await bot.say("y")
         await bot.save()
         (error,) = bot.errors
         assert isinstance(error, DecodeError)
         assert error.key == "chat/1"
         assert bot.app.chat_data[1] == {"said": ["x"]}
-        assert kv.rows["chat/1"] == b'{"broken"'
+        assert kv.rows["chat/1"] == b'{"$broken":1}'
         bot.errors.clear()

@@ -1,4 +1,4 @@
-"""Values of all types across a restart, through a real `Application` and a real file.
+"""Values of all types across a restart, through a real `Application` and real stores.
 
 A bot that used PTB's `PicklePersistence` changes one line, names its classes, and behaves the same:
 what can be asked of both is asked of both.
@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
-from itertools import count
-from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -26,9 +24,10 @@ from codec_samples import TYPES, VALUES, Color, Level, Mode, Point, register_mon
 from handlers import END, conversation, step, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storages import PickleStorage, SqliteStorage, Storage, running
+from storages import KV, Storage, running
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup, Message, Update, User
 from telegram.ext import (
+    BasePersistence,
     CallbackQueryHandler,
     CommandHandler,
     ContextTypes,
@@ -100,16 +99,20 @@ CUSTOM: ContextTypes[Any, Any, Any, Any] = ContextTypes(
 CLASSES = (Stage, Stop, Purchase, Asked, Color, Level, Mode, Point)
 
 
-@pytest.fixture(params=["sqlite", "pickle"])
-def typed(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Give what lasts between two runs: the line in which the two bots differ."""
-    return (
-        PickleStorage(tmp_path) if request.param == "pickle" else SqliteStorage(tmp_path, *CLASSES)
-    )
+@pytest.fixture
+def typed(storage: Storage) -> Storage:
+    """Give what lasts between two runs, of a bot that has named its classes where it must."""
+    if isinstance(storage, KV):
+        storage.types = CLASSES
+    return storage
 
 
-class AllTypes(SqliteStorage):
+class AllTypes:
     """A bot that has named every class of the samples."""
+
+    def __init__(self, kv: KV) -> None:
+        self.kv = kv
+        self.kv.types = (*TYPES,)
 
     def persistence(
         self,
@@ -117,9 +120,12 @@ class AllTypes(SqliteStorage):
         store_data: PersistenceInput | None = None,
         context_types: ContextTypes[Any, Any, Any, Any] | None = None,
     ) -> KVPersistence[Any, Any, Any]:
-        persistence = super().persistence(store_data=store_data, context_types=context_types)
+        persistence = self.kv.persistence(store_data=store_data, context_types=context_types)
         register_money(persistence.codec)
         return persistence
+
+    async def crash(self, persistence: BasePersistence[Any, Any, Any]) -> None:
+        await self.kv.crash(persistence)
 
 
 def copyable(value: object) -> bool:
@@ -133,17 +139,11 @@ def copyable(value: object) -> bool:
     return False
 
 
-_runs = count(1)
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.lists(VALUES.filter(copyable), min_size=1, max_size=12))
-async def test_values_of_every_type_come_back_after_a_restart(
-    tmp_path: Path, values: list[Any]
-) -> None:
+async def test_values_of_every_type_come_back_after_a_restart(kv: KV, values: list[Any]) -> None:
     """What a handler keeps, of whatever supported type, is there in the next run."""
-    (folder := tmp_path / str(next(_runs))).mkdir()
-    storage = AllTypes(folder, *TYPES)
+    storage = AllTypes(kv)
 
     async def keep(_: Update, context: Any) -> None:
         for data in (context.chat_data, context.user_data, context.bot_data):
@@ -236,14 +236,7 @@ async def test_a_button_carries_values_of_any_type(typed: Storage, crash: bool) 
             assert query.data == item
 
 
-@pytest.fixture
-def unlisted(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Give a storage that was told of no class."""
-    return PickleStorage(tmp_path) if request.param == "pickle" else SqliteStorage(tmp_path)
-
-
-@pytest.mark.parametrize("unlisted", ["sqlite", "pickle"], indirect=True)
-async def test_custom_context_types_need_no_listing(unlisted: Storage, crash: bool) -> None:
+async def test_custom_context_types_need_no_listing(storage: Storage, crash: bool) -> None:
     """A bot in the shape of PTB's `contexttypesbot` counts on after each restart."""
 
     async def click(update: Update, context: Any) -> None:
@@ -256,7 +249,7 @@ async def test_custom_context_types_need_no_listing(unlisted: Storage, crash: bo
         context.bot_data.since = context.bot_data.since or datetime(2026, 1, 2)  # noqa: DTZ001
 
     for visit in (1, 2, 3):
-        async with running(unlisted, text(click), context_types=CUSTOM, crash=crash) as bot:
+        async with running(storage, text(click), context_types=CUSTOM, crash=crash) as bot:
             assert bot.app.bot_data == BotData({1} if visit > 1 else set(), bot.app.bot_data.since)
             update = await bot.say("x")
             await bot.save()
@@ -267,8 +260,8 @@ async def test_custom_context_types_need_no_listing(unlisted: Storage, crash: bo
             assert same(dict(user), {"last": (1, update.update_id)})
             assert same(vars(user), {"visits": Counter(P=visit)})
             assert bot.app.bot_data == BotData({1}, datetime(2026, 1, 2))  # noqa: DTZ001
-    if isinstance(unlisted, SqliteStorage):
-        assert unlisted.rows == {
+    if isinstance(storage, KV):
+        assert storage.rows == {
             "bot": b'{"users":{"$set":[1]},"since":{"$datetime":"2026-01-02T00:00:00"}}',
             "chat/1": b'{"clicks_per_message":{"$defaultdict":["int",[[7,3]]]}}',
             "user/1": b'{"$:UserData":{"$base":{"last":{"$tuple":[1,%d]}},'
@@ -388,7 +381,7 @@ async def test_a_bot_that_used_pickle_changes_one_line(typed: Storage, crash: bo
         for purchases, sold in results
         for answer in ("What do you want, P?", "How many?", f"{purchases!r} {sold!r}")
     ]
-    if isinstance(typed, SqliteStorage):
+    if isinstance(typed, KV):
         rows = {key: json.loads(value) for key, value in typed.rows.items()}
         assert rows["bot"]["sold"]["$defaultdict"][1][0] == [
             {"$tuple": ["tea", {"$:Stage": "AMOUNT"}]},

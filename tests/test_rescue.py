@@ -441,7 +441,7 @@ async def test_a_flush_that_is_given_up_leaves_its_rows(bot_db: Path) -> None:
     with locked_by_another_program(bot_db):
         writing = asyncio.create_task(persistence.update_chat_data(1, {"n": 1}))
         await asyncio.sleep(0)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(persistence.flush(), 0.1)
         with pytest.raises(WriteError):
             await writing

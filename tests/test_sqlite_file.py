@@ -656,7 +656,7 @@ async def test_an_opening_that_fails_after_it_was_cancelled_is_over(
         opening = asyncio.ensure_future(SqliteStore(bot_db).open())
         for _ in range(3):
             await asyncio.sleep(0)
-        (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:sqlite")
+        (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:daemon")
         for task in asyncio.all_tasks() - before:
             task.cancel()
         await asyncio.gather(opening, return_exceptions=True)
@@ -719,7 +719,7 @@ def test_a_path_shows_in_the_repr() -> None:
         ("", "is empty"),
         ("~/bot.db", "expanduser"),
         (":memory:", "MemoryStore"),
-        ("postgresql://localhost/bot", "postgresql URLs are not known"),
+        ("mysql://localhost/bot", "mysql URLs are not known"),
         ("file:bot.db?mode=ro", "file URLs are not known"),
         (b"bot.db", "a str or a Path"),
         (None, "the methods of kvpersist.Store"),

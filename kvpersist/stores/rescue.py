@@ -1,4 +1,4 @@
-"""The rescue file: rows that could not be written before the end, beside the database until then.
+"""The rescue file: rows that could not be written before the end, where the next start finds them.
 
 It is one JSON document, so that a person can read it: each key with the text of its row, or null
 if the row is to be removed. It appears whole or not at all: written under another name, synced, and
@@ -24,22 +24,21 @@ _FORMAT: Final = "kvpersist rescue 1"
 
 
 def place_of(database: str) -> Path:
-    """Return where the rescue file of a database is, if there is one."""
+    """Return where the rescue file of a SQLite file is, if there is one."""
     return Path(f"{database}-rescue")
 
 
-def leave(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:
-    """Leave rows beside a database that is open, as `write` does, or nothing at all.
+def leave(place: Path, changes: Mapping[str, bytes | None], of: str | None) -> Path:
+    """Leave rows of a database that is open for the next start, as `write` does, or nothing at all.
 
     A start writes, and removes, the rescue file that it finds. So one that is there while the
     database is open was put there since, and nobody has asked for its rows to be written. It gets a
     name that no start reads, which the log tells.
     """
-    place = place_of(database)
     if os.path.lexists(place):
         _put_away(place)
     try:
-        return write(database, changes, of)
+        return write(place, changes, of)
     except BaseException:  # who hears that nothing was left may write the rows once more, later
         place.unlink(missing_ok=True)
         raise
@@ -57,41 +56,41 @@ def _put_away(place: Path) -> None:
     )
 
 
-def add(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:
-    """Leave rows beside a database that nobody has open, as `write` does, or none of them.
+def add(place: Path, changes: Mapping[str, bytes | None], of: str | None) -> Path:
+    """Leave rows of a database that nobody has open, as `write` does, or none of them.
 
     Those that were left there before, and that no start has written yet, stay; they are older.
     """
-    before = read(database) or Rescued({}, of)
+    before = read(place) or Rescued({}, of)
     if before.of != of:
         raise ValueError("it holds rows of another file, or of a bot that has had it since")
     try:
-        return write(database, {**before.changes, **changes}, of)
+        return write(place, {**before.changes, **changes}, of)
     except BaseException:  # as above
         with suppress(OSError):
-            _put_back(database, before)
+            _put_back(place, before)
         raise
 
 
-def _put_back(database: str, before: Rescued) -> None:
+def _put_back(place: Path, before: Rescued) -> None:
     if before.changes:
-        write(database, before.changes, before.of)
+        write(place, before.changes, before.of)
     else:
-        place_of(database).unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
 
 
-def write(database: str, changes: Mapping[str, bytes | None], of: str | None) -> Path:
+def write(place: Path, changes: Mapping[str, bytes | None], of: str | None) -> Path:
     """Make a rescue file, durably, or replace the one that there is.
 
     Args:
-        database: The file.
+        place: The rescue file.
         changes: The rows.
-        of: The state of the file that they are of, if that is not where it was.
+        of: The state that they are of: that of the SQLite file, if it is not where it was; or the
+            owner of the PostgreSQL schema.
 
     Raises:
         OSError, ValueError: That is not possible.
     """
-    place = place_of(database)
     texts = {key: None if text is None else text.decode() for key, text in changes.items()}
     # Not by orjson: a key that no SQLite takes either may be no Unicode, and its row counts too.
     document = json.dumps({"format": _FORMAT, "of": of, "rows": texts}).encode()
@@ -118,20 +117,20 @@ def _write(new: Path, document: bytes) -> None:
 
 @dataclass
 class Rescued:
-    """Rows that were left beside a database, and for which state of it, if not for whichever."""
+    """Rows that were left for a database, and for which state of it, if not for whichever."""
 
     changes: dict[str, bytes | None]
     of: str | None
 
 
-def read(database: str) -> Rescued | None:
-    """Return the rows that were left beside a database; None if there are none.
+def read(place: Path) -> Rescued | None:
+    """Return the rows that were left; None if there are none.
 
     Raises:
         OSError, ValueError: They cannot be read.
     """
     try:
-        with open(place_of(database), "rb", opener=_open_no_link) as file:
+        with open(place, "rb", opener=_open_no_link) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("it is no file")
             found = json.loads(file.read())
@@ -149,13 +148,12 @@ def _open_no_link(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def remove(database: str) -> None:
+def remove(place: Path) -> None:
     """Remove the rescue file, whose rows are in the database now.
 
     Raises:
         OSError: It stays; its rows would be written once more, over newer ones.
     """
-    place = place_of(database)
     place.unlink(missing_ok=True)
     sync(place.parent)
 

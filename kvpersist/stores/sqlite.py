@@ -24,6 +24,8 @@ from kvpersist.errors import (
     WriteError,
 )
 from kvpersist.stores import rescue
+from kvpersist.stores.daemon import begin_in_daemon, until_done
+from kvpersist.stores.key_range import after
 from kvpersist.stores.sqlite_backup import Progress, back_up
 from kvpersist.stores.sqlite_damage import advice, is_damage, survey
 from kvpersist.stores.sqlite_file import (
@@ -36,15 +38,15 @@ from kvpersist.stores.sqlite_file import (
 from kvpersist.stores.sqlite_place import LockRemovedError, MovedError, Place, is_unavailable
 from kvpersist.stores.sqlite_rescue import write_rescued
 from kvpersist.stores.sqlite_statements import (
+    ABOVE_ALL,
     READ,
     SCAN,
     SET_ASIDE,
     WAS_SET_ASIDE,
-    after,
     as_stored,
     transaction,
 )
-from kvpersist.stores.sqlite_thread import SqliteThread, begin_in_daemon, wait_out
+from kvpersist.stores.sqlite_thread import SqliteThread
 from kvpersist.stores.store import BadRow, Row
 
 _LOGGER = logging.getLogger("kvpersist")
@@ -158,7 +160,7 @@ class SqliteStore:
             ReadError: SQLite could not read the file.
         """
         start: str | bytes = prefix
-        end = after(prefix)
+        end = after(prefix) or ABOVE_ALL
         while rows := await self._fetch(SCAN, (start, end, _PAGE_ROWS)):
             yield rows
             start = as_stored(rows[-1][0]) + b"\0"
@@ -279,7 +281,7 @@ class SqliteStore:
                 raise UnavailableError(str(self._not_open()))
             leaving = begin_in_daemon(leave, lambda _: None)
             with suppress(OSError, ValueError, OpenError):
-                await wait_out(leaving)
+                await until_done(leaving)
             if opened is not None:
                 self._opened = None
                 await opened.leave_behind()
@@ -406,7 +408,7 @@ class SqliteStore:
     async def _save_log(self, opened: _Opened) -> None:
         """Move a log that no start would find into the file; a start takes up all others."""
         try:
-            await wait_out(begin_in_daemon(opened.file.save_log, lambda _: None))
+            await until_done(begin_in_daemon(opened.file.save_log, lambda _: None))
         except MovedError as error:
             raise UnavailableError(str(error)) from error
 

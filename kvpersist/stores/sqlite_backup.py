@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from kvpersist.errors import BackupError, ConfigurationError, OpenError
+from kvpersist.stores.daemon import begin_in_daemon
 from kvpersist.stores.rescue import sync
 from kvpersist.stores.sqlite_damage import advice, is_damage
 from kvpersist.stores.sqlite_schema import TABLES
-from kvpersist.stores.sqlite_thread import begin_in_daemon
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Takes the number of pages that were copied, and of pages in all."""

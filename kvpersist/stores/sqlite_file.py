@@ -181,7 +181,7 @@ class FileConnection(sqlite3.Connection):
                 raise ValueError(_LOCK_REMOVED.format(self._ownership.path))
             with suppress(MovedError):
                 self._check(self.place.check_file)
-            return rescue.leave(path, changes, self.last_state)
+            return rescue.leave(rescue.place_of(path), changes, self.last_state)
 
     def save_log(self) -> None:
         """Move a log that no start would find into the file. Any thread may call it.
@@ -322,7 +322,7 @@ def _check_place(path: Path) -> None:
     # The folder too, because SQLite keeps the write-ahead log beside the file. An earlier run, as
     # another user, may have left one.
     for place in (path.parent, path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        if place.exists() and not os.access(place, os.R_OK | os.W_OK):
+        if _is_denied(place):
             raise OpenError(f"no permission to read and write {place}; {_WHOSE}")
     for end in ("wal", "shm", "journal", "lock", "rescue"):
         if (place := Path(f"{path}-{end}")).is_symlink():
@@ -343,6 +343,15 @@ def _check_names(path: Path) -> None:
             "other folders, and remove all but one: the one with a -wal beside it, if there "
             f"is one. A name {PREFIX}… was left by a backup that was killed, and may be removed"
         )
+
+
+def _is_denied(place: Path) -> bool:
+    # Asked twice: whoever has the file open may create or remove the log at this moment.
+    return not _is_ours(place) and place.exists() and not _is_ours(place)
+
+
+def _is_ours(place: Path) -> bool:
+    return os.access(place, os.R_OK | os.W_OK)
 
 
 def _is_new(path: Path, busy_timeout: float) -> bool:
@@ -455,7 +464,7 @@ def leave_beside(name: str, changes: Mapping[str, bytes | None], state: str | No
     """
     ownership = _take_ownership(Path(name))
     try:
-        return rescue.add(name, changes, state)
+        return rescue.add(rescue.place_of(name), changes, state)
     finally:
         ownership.release()
 

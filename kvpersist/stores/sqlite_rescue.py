@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 
 from kvpersist.errors import OpenError, some_of
 from kvpersist.stores import rescue
@@ -22,7 +23,7 @@ def write_rescued(connection: FileConnection, path: str) -> None:
     """
     place = rescue.place_of(path)
     try:
-        if (rescued := rescue.read(path)) is None:
+        if (rescued := rescue.read(place)) is None:
             return
         if rescued.of is not None and (not rescued.of or rescued.of != connection.state()):
             raise ValueError(
@@ -30,12 +31,12 @@ def write_rescued(connection: FileConnection, path: str) -> None:
                 f'be, and they are to be written into this one, replace its "of": "{rescued.of}" '
                 'by "of": null'
             )
-        refused = _write(connection, path, rescued)
+        refused = _write(connection, place, rescued)
         if refused:
-            rescue.write(path, {key: rescued.changes[key] for key in refused}, of=None)
+            rescue.write(place, {key: rescued.changes[key] for key in refused}, of=None)
             first = next(iter(refused.values()))
             raise ValueError(f"{first}, for {some_of([*refused])}")
-        rescue.remove(path)
+        rescue.remove(place)
     except (sqlite3.Error, OSError, ValueError) as error:
         raise OpenError(
             f"{place} holds rows that an earlier run could not write, and they still cannot be: "
@@ -45,19 +46,19 @@ def write_rescued(connection: FileConnection, path: str) -> None:
     _LOGGER.warning("%s: wrote %d rows that an earlier run had to leave there", place, number)
 
 
-def _write(connection: FileConnection, path: str, rescued: rescue.Rescued) -> Mapping[str, str]:
+def _write(connection: FileConnection, place: Path, rescued: rescue.Rescued) -> Mapping[str, str]:
     """Write what can be, in one transaction; return why some rows are refused by themselves."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         refused = _write_each(connection, rescued.changes)
         if rescued.of is not None:  # after the commit the file is not in that state any more
-            rescue.write(path, rescued.changes, of=None)
+            rescue.write(place, rescued.changes, of=None)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if rescued.of is not None:
-            rescue.write(path, rescued.changes, rescued.of)
+            rescue.write(place, rescued.changes, rescued.of)
         raise
     return refused
 

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+ABOVE_ALL: Final = b""
+"""Any BLOB is above any TEXT (https://sqlite.org/datatype3.html#sort_order)."""
+
 _PUT: Final = """
     INSERT INTO documents (key, value, version, updated_at) VALUES (?, ?, 1, ?)
     ON CONFLICT (key) DO UPDATE
@@ -42,16 +45,3 @@ def transaction(changes: Mapping[str, bytes | None]) -> tuple[str, list[Iterable
 def as_stored(key: str) -> bytes:
     """Return a key that was read as it is, also if it is no UTF-8: see `SqliteThread.fetch`."""
     return key.encode(errors="surrogateescape")
-
-
-def after(prefix: str) -> str | bytes:
-    """Return the least value above every key that begins with `prefix`.
-
-    Keys compare by code point, of which the surrogates are left out; any BLOB is above any TEXT
-    (https://sqlite.org/datatype3.html#sort_order).
-    """
-    kept = prefix.rstrip("\U0010ffff")
-    if not kept:
-        return b""
-    last = kept[-1]
-    return kept[:-1] + ("\ue000" if last == "\ud7ff" else chr(ord(last) + 1))

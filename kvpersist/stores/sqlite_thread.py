@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import aiosqlite
+
+from kvpersist.stores.daemon import begin_in_daemon, until_done
 
 T = TypeVar("T")
 _ANY_TEXT: Final = partial(str, encoding="utf-8", errors="surrogateescape")
@@ -62,9 +62,10 @@ class SqliteThread:
         try:
             return list(await self._async.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
-            bare = _without_frames(error)  # or its cursor would go on reading
+            # Without a name for it here: it would keep this frame, and with it the connection.
             if "decode to UTF-8" not in str(error) or self._sync.text_factory is _ANY_TEXT:
-                raise bare  # noqa: B904  it is the same error
+                raise _without_frames(error)  # noqa: B904  it is the same error
+            _without_frames(error)  # or its cursor would go on reading
         self._sync.text_factory = _ANY_TEXT
         return await self.fetch(sql, parameters)
 
@@ -88,7 +89,7 @@ class SqliteThread:
 
         Being cancelled does not end this.
         """
-        await wait_out(begin_in_daemon(self._end, lambda _: None))
+        await until_done(begin_in_daemon(self._end, lambda _: None))
 
     def _abandon(self) -> None:
         threading.Thread(target=self._end, name="kvpersist:close", daemon=True).start()
@@ -115,48 +116,6 @@ def _connector(
         return connection
 
     return take_up
-
-
-def begin_in_daemon(function: Callable[[], T], discard: Callable[[T], None]) -> asyncio.Future[T]:
-    """Begin to run `function` in a daemon thread of its own; return what will be its result.
-
-    `discard`, which must not block, gets the result if nobody waits for it any more.
-    """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T) -> None:
-        if outcome.done():
-            discard(result)
-        else:
-            outcome.set_result(result)
-
-    def fail(error: Exception) -> None:
-        if not outcome.done():
-            outcome.set_exception(error)
-
-    def run() -> None:
-        try:
-            result = function()
-        except Exception as error:  # noqa: BLE001  whatever it is, somebody is waiting for it
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(fail, error)
-            return
-        try:
-            loop.call_soon_threadsafe(deliver, result)
-        except RuntimeError:
-            discard(result)
-
-    threading.Thread(target=run, name="kvpersist:sqlite", daemon=True).start()
-    return outcome
-
-
-async def wait_out(future: asyncio.Future[T]) -> T:
-    """Wait for what must be known, however often the waiting is cancelled."""
-    while not future.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
-    return future.result()
 
 
 def _without_frames(error: sqlite3.Error) -> sqlite3.Error:
