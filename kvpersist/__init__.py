@@ -6,10 +6,12 @@ from kvpersist.errors import (
     BackupError,
     BadRowsError,
     ConfigurationError,
+    ConflictError,
     DecodeError,
     DocumentError,
     EncodeError,
     KVPersistError,
+    LockError,
     NewerSchemaError,
     NotAStoreError,
     NotInMemoryError,
@@ -22,17 +24,20 @@ from kvpersist.errors import (
 )
 from kvpersist.persistence import KVPersistence
 from kvpersist.stores import MemoryStore, SqliteStore, Store
+from kvpersist.workers import WorkerApplication
 
 __all__ = [
     "BackupError",
     "BadRowsError",
     "Codec",
     "ConfigurationError",
+    "ConflictError",
     "DecodeError",
     "DocumentError",
     "EncodeError",
     "KVPersistError",
     "KVPersistence",
+    "LockError",
     "MemoryStore",
     "Named",
     "NewerSchemaError",
@@ -45,6 +50,7 @@ __all__ = [
     "StoreError",
     "StoreInUseError",
     "UnavailableError",
+    "WorkerApplication",
     "WriteError",
     "WriteThroughApplication",
     "application_builder",

@@ -16,10 +16,11 @@ from kvpersist.callback_cache import Watched, watch
 from kvpersist.errors import ConfigurationError, EncodeError, KVPersistError, WriteError
 from kvpersist.keys import BOT, Name, Scope, document_key
 from kvpersist.lazy import Lazy
-from kvpersist.persistence import KVPersistence, several
+from kvpersist.persistence import KVPersistence, checked, several
 from kvpersist.rows import HandedOver
 from kvpersist.runs import RUN, Kind, Names, Run, add
-from kvpersist.updates import moved_by, used_by
+from kvpersist.updates import end_of_move, moved_by, unmark, used_by
+from kvpersist.workers import WorkerApplication
 
 _SLICE: Final = 0.004
 """Seconds after which encoding many documents lets the event loop do something else."""
@@ -45,8 +46,10 @@ def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
     Documents are never copied, whichever class they are of: one that cannot be copied, or stored,
     concerns its own row alone.
 
+    With ``KVPersistence(..., shared=True)`` it is a `WorkerApplication`, one of any number.
+
     Every option of the builder can be used; a class that is given to ``application_class`` must
-    derive from `WriteThroughApplication`.
+    derive from `WriteThroughApplication`, or from `WorkerApplication` if it is one.
 
     Raises:
         ConfigurationError: `persistence` is none of kvpersist's.
@@ -58,7 +61,7 @@ def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
         )
     return (
         _Builder()
-        .application_class(WriteThroughApplication)
+        .application_class(WorkerApplication if persistence.shared else WriteThroughApplication)
         .context_types(persistence.context_types)
         .persistence(persistence)
     )
@@ -76,11 +79,13 @@ class _Builder(ApplicationBuilder[Any, Any, Any, Any, Any, Any]):
         """Set the class to build; see `ApplicationBuilder`.
 
         Raises:
-            ConfigurationError: It does not derive from `WriteThroughApplication`.
+            ConfigurationError: It does not derive from `WriteThroughApplication`, nor from
+                `WorkerApplication`.
         """
-        if not issubclass(application_class, WriteThroughApplication):
+        if not issubclass(application_class, WriteThroughApplication | WorkerApplication):
             raise ConfigurationError(
-                f"{application_class.__name__} must derive from kvpersist.WriteThroughApplication"
+                f"{application_class.__name__} must derive from kvpersist.WriteThroughApplication, "
+                "or, with shared=True, from kvpersist.WorkerApplication"
             )
         return super().application_class(application_class, *more, **kw)
 
@@ -98,11 +103,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if not isinstance(self.persistence, KVPersistence):
-            raise ConfigurationError(
-                "application_builder needs its KVPersistence; do not set another persistence"
-            )
-        self._kv: KVPersistence[Any, Any, Any] = self.persistence
+        self._kv = checked(self.persistence, is_shared=False)
         self._kv.context_types = self.context_types
         self._live: weakref.WeakSet[Run] = weakref.WeakSet()
         self._due: Names = {}  # of runs that are over, and of none
@@ -152,13 +153,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         Raises:
             ConfigurationError: Another application is using the same `KVPersistence`.
         """
-        user = self._kv.user() if self._kv.user else None
-        if user not in {None, self}:
-            raise ConfigurationError(
-                "another application is using this KVPersistence; give each bot one of its own, "
-                "with a file of its own"
-            )
-        self._kv.user = weakref.ref(self)
+        self._kv.be_used_by(self)
         self._kv.on_refresh = self._on_refresh
         loop = asyncio.get_running_loop()  # what another has left holds PTB's locks
         self._writing = {task for task in self._writing if _is_of(task, loop)}
@@ -353,24 +348,14 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Move the data of a chat to a new id; see `Application.migrate_chat_data`."""
         super().migrate_chat_data(message, old_chat_id, new_chat_id)
         self._has_dropped = True
-        if message is not None:
-            old_chat_id = message.migrate_from_chat_id or message.chat.id
-            new_chat_id = message.migrate_to_chat_id or message.chat.id
-        old, new = cast("int", old_chat_id), cast("int", new_chat_id)
-        self._unmark(new)
+        old, new = end_of_move(message, old_chat_id, new_chat_id)
+        unmark(self, new)
         if "chat" in self._kinds:
             for name in self._moved_to(("chat", old)):
                 self._moved[name] = "chat", new
             # If it has moved before its row has nothing of what moves now.
             self._moved.setdefault(("chat", old), ("chat", new))
         self.mark_data_for_update_persistence(chat_ids=new)
-
-    def _unmark(self, chat_id: int) -> None:
-        """Take a chat that moved out of those that PTB would copy and hand over by itself.
-
-        A private set of PTB's; nothing public takes an id out of it.
-        """
-        self._chat_ids_to_be_updated_in_persistence.discard(chat_id)
 
     def mark_data_for_update_persistence(
         self,

@@ -1,16 +1,19 @@
-"""PTB's cache of callback data, watched: which keyboards an update has touched.
+"""PTB's cache of callback data, watched, or divided among the updates that several workers handle.
 
 The one module that knows what PTB keeps private about it. If PTB changes that, `watch` returns
-None, and the whole cache is handed over and compared instead, which is slower and just as good.
+None, and the whole cache is handed over and compared instead, which is slower and just as good;
+`divide` refuses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from telegram.ext import CallbackDataCache
 
 from kvpersist.callback_data import Shown
+from kvpersist.errors import ConfigurationError
 
 
 class Watched:
@@ -90,3 +93,50 @@ def _watched(mapping: Any, maxsize: int) -> Any:
     for key in list(mapping):
         watched[key] = mapping[key]
     return watched
+
+
+class Divided(MutableMapping[str, Any]):
+    """One mapping in the eyes of PTB, and another for each update.
+
+    Args:
+        of: Returns that of the running code.
+    """
+
+    def __init__(self, of: Callable[[], MutableMapping[str, Any]]) -> None:
+        self._of = of
+
+    def __getitem__(self, key: str) -> Any:
+        return self._of()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._of()[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._of()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of())
+
+    def __len__(self) -> int:
+        return len(self._of())
+
+
+def divide(
+    cache: CallbackDataCache,
+    keyboards: Callable[[], MutableMapping[str, Any]],
+    queries: Callable[[], MutableMapping[str, Any]],
+) -> None:
+    """Give each update a cache of its own, of which nothing is left when it is over.
+
+    It puts other mappings in the place of the two that are private to PTB.
+
+    Raises:
+        ConfigurationError: PTB is not as it was.
+    """
+    if not hasattr(cache, "_keyboard_data") or not hasattr(cache, "_callback_queries"):
+        raise ConfigurationError(
+            "this python-telegram-bot keeps callback data in another way than kvpersist knows; "
+            "without arbitrary_callback_data, or with an older one, shared=True works"
+        )
+    cache._keyboard_data = Divided(keyboards)  # noqa: SLF001  see above
+    cache._callback_queries = Divided(queries)  # noqa: SLF001

@@ -16,6 +16,8 @@
         │   └── NewerSchemaError  a newer kvpersist has written it
         ├── ReadError             rows could not be read
         ├── BackupError           no copy was made
+        ├── LockError             documents that another worker has
+        ├── ConflictError         documents that somebody else has written meanwhile
         └── WriteError            rows could not be written; they are kept and tried again
             └── UnavailableError  the store takes no rows at all now, whichever they are
 """
@@ -37,7 +39,7 @@ class ConfigurationError(KVPersistError, ValueError):
 
 
 class NotInMemoryError(KVPersistError):
-    """A document of ``KVPersistence(lazy=True)`` was reached for while it was not in memory.
+    """A document of ``lazy=True`` or ``shared=True`` was reached for while it was not in memory.
 
     Raised by whatever is done with ``application.chat_data[id]`` then. The row was not touched.
 
@@ -56,6 +58,8 @@ class NotInMemoryError(KVPersistError):
             f"{self.scope}/{self.document_id} is not in memory; first "
             f"`await application.persistence.load({self.scope!r}, {self.document_id})`, or look "
             f"through all with `async for ... in application.persistence.documents({self.scope!r})`"
+            f"; with shared=True, outside of an update, `async with persistence.edit("
+            f"{self.scope!r}, {self.document_id})`"
         )
 
 
@@ -166,7 +170,41 @@ class BackupError(StoreError):
     """
 
 
-class WriteError(StoreError):
+class _RowsError(StoreError):
+    """Some rows are at fault.
+
+    Attributes:
+        keys: Which, in no particular order.
+        reason: What was found, and what to do about it.
+    """
+
+    def __init__(self, reason: str, *, keys: Iterable[str] = ()) -> None:
+        self.keys = tuple(keys)
+        super().__init__(reason, self.keys)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{some_of(self.keys)}: {self.reason}" if self.keys else self.reason
+
+
+class LockError(_RowsError):
+    """With ``shared=True``: another worker has had documents for too long, or waits for these.
+
+    Raised by ``load``, ``lock`` and ``edit``, and for an update by ``handle_update``. Nothing of
+    the update or `edit` was written.
+    """
+
+
+class ConflictError(_RowsError):
+    """With ``shared=True``: documents were written by somebody else since they were read.
+
+    By a program that locks nothing, or after this worker had lost its locks, as when the server
+    was restarted, or its handlers took too long. Raised as `LockError` is. Nothing was written, and
+    nothing overwritten.
+    """
+
+
+class WriteError(_RowsError):
     """Rows could not be written.
 
     Raised by the ``update_*`` and ``drop_*`` calls and by ``flush``, which names all rows that are
@@ -177,15 +215,8 @@ class WriteError(StoreError):
 
     Attributes:
         keys: The rows, in no particular order.
+        reason: What was found.
     """
-
-    def __init__(self, reason: str, *, keys: Iterable[str] = ()) -> None:
-        self.keys = tuple(keys)
-        super().__init__(reason, self.keys)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{some_of(self.keys)}: {self.reason}" if self.keys else self.reason
 
 
 class UnavailableError(WriteError):

@@ -5,6 +5,7 @@
 ``bot``                             ``bot_data``
 ``callback/<keyboard>``             one inline keyboard of the callback-data cache
 ``conversation/<name>/<key>``       the state of one conversation of one handler
+``update/<id>``                     that an update was handled, if workers are to handle none twice
 ==================================  ====================================================
 
 Names keep their letters, so that a person can read them; only what would make a key ambiguous or
@@ -26,6 +27,7 @@ Name: TypeAlias = tuple[Scope, int]
 BOT: Final = "bot"
 CALLBACK: Final = "callback/"
 CONVERSATION: Final = "conversation/"
+UPDATE: Final = "update/"
 
 # Bounded, because int() takes quadratic time. Telegram's ids have at most 52 bits.
 _MOST_DIGITS: Final = 100

@@ -13,7 +13,7 @@ from collections.abc import (
     Iterator,
     MutableMapping,
 )
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from os import PathLike
@@ -35,11 +35,13 @@ from kvpersist.errors import (
 from kvpersist.keyboards import Keyboards
 from kvpersist.lazy import Lazy
 from kvpersist.rows import HandedOver, Progress, Rows
+from kvpersist.shared import Shared
 from kvpersist.stores import SqliteStore, Store
 from kvpersist.stores.daemon import begin_in_daemon
 from kvpersist.stores.sqlite_backup import check_progress
-from kvpersist.stores.store import SetsAside
+from kvpersist.stores.store import SetsAside, Shareable
 from kvpersist.telegram_objects import TelegramObjects
+from kvpersist.unit import Unit
 
 UD = TypeVar("UD")
 CD = TypeVar("CD")
@@ -84,6 +86,11 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             used last. Those that are in use, or have unsaved changes, stay beyond that.
         progress: Called, while a start takes its time, with a prefix of keys (``chat/``) and the
             number of rows that have been loaded.
+        shared: Be one of many workers that handle the updates of one bot, on any number of
+            machines, with one PostgreSQL database. Only for `application_builder`, and for
+            `edit`. See ``docs/workers.md``.
+        deduplicate: With `shared`, keep the ids of the updates that were handled, each in the
+            transaction of its update, and handle none twice.
         on_bad_row: What becomes of rows that cannot be read: ``"raise"`` an error for all of them,
             so that the bot does not start; or ``"set-aside"``: go on without them, and keep them as
             they are in a table of their own, ``set_aside``. Each is an error in the log.
@@ -107,6 +114,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         types: Collection[type | Named] = (),
         lazy: bool = False,
         max_documents: int = 10_000,
+        shared: bool = False,
+        deduplicate: bool = False,
         progress: Progress | None = None,
         on_bad_row: OnBadRow = "raise",
     ) -> None: ...
@@ -122,6 +131,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         types: Collection[type | Named] = (),
         lazy: bool = False,
         max_documents: int = 10_000,
+        shared: bool = False,
+        deduplicate: bool = False,
         progress: Progress | None = None,
         on_bad_row: OnBadRow = "raise",
     ) -> None: ...
@@ -136,6 +147,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         types: Collection[type | Named] = (),
         lazy: bool = False,
         max_documents: int = 10_000,
+        shared: bool = False,
+        deduplicate: bool = False,
         progress: Progress | None = None,
         on_bad_row: OnBadRow = "raise",
     ) -> None:
@@ -153,6 +166,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             raise ConfigurationError(f"types must be a list of classes, not {types!r}")
         check_progress(progress)
         _check("lazy", lazy, bool)
+        _check("shared", shared, bool)
+        _check("deduplicate", deduplicate, bool)
+        _check_shared(shared=shared, deduplicate=deduplicate, lazy=lazy, on_bad_row=on_bad_row)
         _check("store_data", store_data, PersistenceInput)
         _check("context_types", context_types, ContextTypes)
         super().__init__(store_data=store_data, update_interval=update_interval)
@@ -166,6 +182,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if aside is not None and not isinstance(aside, SetsAside):
             raise ConfigurationError(f'on_bad_row="set-aside": {aside!r} cannot set rows aside')
         self.rows = Rows(self.store, self.codec, progress, aside)
+        self.shared = self._share() if shared else None
+        self.deduplicates = deduplicate
         self.is_lazy = lazy
         self.max_documents = max_documents
         self.lazy: Lazy | None = None
@@ -173,6 +191,35 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         self.has_conversations = False
         self.on_refresh: Callable[[keys.Name | None, Any], Awaitable[None]] = self.refresh
         self.keyboards = Keyboards(self.rows)
+
+    def _share(self) -> Shared:
+        if not isinstance(self.store, Shareable):
+            raise ConfigurationError(
+                f"shared=True needs PostgreSQL, not {self.store!r}: several processes that write "
+                "one SQLite file would wait for each other's updates, whichever chats they are of; "
+                "one process on one file is faster"
+            )
+        self.store.share()
+        return Shared(self.store, self.rows, self.kind)
+
+    def kind(self, name: keys.Name | None) -> type | None:
+        """Return the class of a document; None, as a name, is ``bot_data``. None: not stored."""
+        kind = f"{'bot' if name is None else name[0]}_data"
+        return getattr(self.context_types, kind) if getattr(self.store_data, kind) else None
+
+    def be_used_by(self, application: object) -> None:
+        """Note which application this is of.
+
+        Raises:
+            ConfigurationError: Another one is using it.
+        """
+        user = self.user() if self.user else None
+        if user not in {None, application}:
+            raise ConfigurationError(
+                "another application is using this KVPersistence; give each bot one of its own, "
+                "with a file of its own"
+            )
+        self.user = weakref.ref(application)
 
     @property
     def store_data(self) -> PersistenceInput:
@@ -197,7 +244,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         if not self.store_data.user_data:
             return {}
-        if self.is_lazy:
+        if self.is_lazy or self.shared is not None:
             await self._open_lazily()
             return {}
         return await self._start(self._load_users)
@@ -206,15 +253,19 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """Return the stored ``chat_data`` of all chats. Called, and raises, as `get_user_data`."""
         if not self.store_data.chat_data:
             return {}
-        if self.is_lazy:
+        if self.is_lazy or self.shared is not None:
             await self._open_lazily()
             return {}
         return await self._start(self._load_chats)
 
     async def _open_lazily(self) -> None:
-        if self.lazy is None:
-            raise ConfigurationError("lazy=True works with kvpersist.application_builder only")
+        self._check_builder()
         await self.rows.open()
+
+    def _check_builder(self) -> None:
+        if self.user is None and (self.is_lazy or self.shared is not None):
+            name = "lazy" if self.is_lazy else "shared"
+            raise ConfigurationError(f"{name}=True works with kvpersist.application_builder only")
 
     async def load(self, scope: keys.Scope, ids: int | Collection[int]) -> None:
         """Have the data of other chats or users in memory, as it is stored now.
@@ -237,6 +288,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             scope: ``chat`` or ``user``.
             ids: Of which one, or which ones.
 
+        With ``shared=True`` it also locks them until the update ends, as `lock` says, and raises
+        what that raises.
+
         Raises:
             ConfigurationError: There is no such scope, or an id is none.
             OpenError, ReadError: The store could not be read.
@@ -246,6 +300,88 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         _check_scope(scope)
         if self.lazy is not None:
             await self.lazy.load_many(scope, several(ids))
+        elif self.shared is not None:
+            await self._unit().load([(scope, each) for each in several(ids)])
+
+    async def lock(
+        self, scope: keys.Scope | Literal["bot"], ids: int | Collection[int] = ()
+    ) -> None:
+        """Have documents for this update alone, as they are stored now, until it ends.
+
+        With ``shared=True`` an update has the data of its own chat and user so. ``bot_data`` it has
+        not: it is merged with what other workers have made of it. After ``await lock("bot")`` they
+        wait, before they change it, until this update has ended::
+
+            await context.application.persistence.lock("bot")
+            context.bot_data["orders"] += 1
+
+        Call it late, and for little: everybody waits. For chats and users it does what `load` does.
+
+        Args:
+            scope: ``bot``, ``chat`` or ``user``.
+            ids: Of which chats or users.
+
+        Raises:
+            ConfigurationError: Without ``shared=True``, or not in an update; or as `load`.
+            LockError: Another worker has had one of them for too long, or waits for what this
+                update has. Then nothing of the update is written; neither after another error.
+            ConflictError, UnavailableError, DecodeError: Likewise.
+        """
+        if scope != "bot":
+            _check_scope(scope)
+        names = [None] if scope == "bot" else [(scope, each) for each in several(ids)]
+        await self._unit().load(names)
+
+    @asynccontextmanager
+    async def edit(
+        self, scope: keys.Scope | Literal["bot"], document_id: int | None = None
+    ) -> AsyncIterator[Any]:
+        """Have one document for a change, with ``shared=True``, wherever the code runs.
+
+        ::
+
+            async with persistence.edit("user", 7) as data:
+                data["coins"] += 1
+
+        It is locked, read, and, when the body ends, written: then it is durable. If the body
+        raises, nothing is written. Within an update, or another `edit`, it is a part of that: it is
+        written when that ends, and given back then.
+
+        It works without an application too, as in a script or a web page; then `flush` closes the
+        store at the end.
+
+        Args:
+            scope: ``chat``, ``user`` or ``bot``.
+            document_id: Of which chat or user.
+
+        Raises:
+            ConfigurationError: Without ``shared=True``; there is no such scope; it is not stored.
+            OpenError: The store cannot be opened.
+            LockError, ConflictError, UnavailableError, WriteError: Nothing was written.
+            DecodeError: The row cannot be read.
+            EncodeError: What the body has made cannot be stored. Nothing was written. Within an
+                update the error handlers hear of it instead.
+        """
+        if self.shared is None:
+            raise ConfigurationError("edit() needs KVPersistence(..., shared=True)")
+        if scope == "bot":
+            name = None
+        else:
+            _check_scope(scope)
+            (document_id,) = several(cast("int", document_id))
+            name = scope, document_id
+        async with self.shared.edit(name) as document:
+            yield document
+
+    def _unit(self) -> Unit:
+        if self.shared is None:
+            raise ConfigurationError("lock() needs KVPersistence(..., shared=True)")
+        if (unit := self.shared.unit()) is None:
+            raise ConfigurationError(
+                "this is not a part of an update that is being handled; use `async with "
+                "persistence.edit(scope, id) as data`"
+            )
+        return unit
 
     async def documents(self, scope: keys.Scope) -> AsyncIterator[tuple[int, Any]]:
         """Yield the id and the data of all chats, or users, as they are stored, in any order.
@@ -276,6 +412,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
         Called, and raises, as `get_user_data`.
         """
+        self._check_builder()
         if not self.store_data.bot_data:
             return self.context_types.bot_data()
         found = await self._start(self._load_bot)
@@ -287,7 +424,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Called, and raises, as `get_user_data`, if the bot has ``arbitrary_callback_data``. None
         where nothing is stored.
         """
-        if not self.store_data.callback_data:
+        if not self.store_data.callback_data or self.shared is not None:
             return None
         return await self._start(lambda _: self.keyboards.load())
 
@@ -297,6 +434,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         `Application.initialize` calls it for each persistent `ConversationHandler`, nested ones
         too; `Application.add_handler` does for one that is added later. Raises as `get_user_data`.
         """
+        if self.shared is not None:
+            return {}  # each update reads its own
         self.has_conversations = True
         return await self._start(partial(self._load_conversations, keys.conversation_prefix(name)))
 
@@ -407,9 +546,11 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         took a step since. While a handler with ``block=False`` works it hands over the old state.
         When this returns the state is durable. Raises as `update_user_data`.
         """
+        if self.shared is not None:
+            return  # the update has written it
         handed = _HANDED_OVER.get()
         try:
-            row = self._conversation_row(name, key)
+            row = self.conversation_row(name, key)
             if handed is not None and new_state is None and not self.rows.may_be_stored(row):
                 return  # it has not begun, which PTB tells in each run until it has
             text = None if new_state is None else self.rows.encode(row, new_state)
@@ -539,7 +680,12 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """
         await self.rows.close()
 
-    def _conversation_row(self, name: str, key: ConversationKey) -> str:
+    def conversation_row(self, name: str, key: ConversationKey) -> str:
+        """Return the key of the row of a conversation.
+
+        Raises:
+            EncodeError: `key` is none.
+        """
         prefix = keys.conversation_prefix(name)
         return prefix + self.rows.encode(f"{prefix}{key!r}", list(key)).decode()
 
@@ -576,6 +722,24 @@ def _row_of(name: keys.Name | None) -> tuple[str, str]:
     return keys.document_key(scope, document_id), f"{scope}/"
 
 
+def checked(persistence: object, *, is_shared: bool) -> KVPersistence[Any, Any, Any]:
+    """Return the persistence of an application.
+
+    Raises:
+        ConfigurationError: It is not one for this class of applications.
+    """
+    if not isinstance(persistence, KVPersistence):
+        raise ConfigurationError(
+            "application_builder needs its KVPersistence; do not set another persistence"
+        )
+    if (persistence.shared is not None) != is_shared:
+        raise ConfigurationError(
+            "with shared=True an application is a WorkerApplication, without it none; let "
+            "kvpersist.application_builder choose the class, or derive from the right one"
+        )
+    return persistence
+
+
 def several(ids: int | Collection[int]) -> tuple[int, ...]:
     """Return ids, of which there may be one or several.
 
@@ -592,6 +756,20 @@ def several(ids: int | Collection[int]) -> tuple[int, ...]:
 def _check(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(f"{name} must be a {kind.__name__}, not {value!r}")
+
+
+def _check_shared(*, shared: bool, deduplicate: bool, lazy: bool, on_bad_row: str) -> None:
+    if deduplicate and not shared:
+        raise ConfigurationError(
+            "deduplicate=True goes with shared=True: there the id of an update is written with it"
+        )
+    if shared and lazy:
+        raise ConfigurationError("shared=True reads each update's documents anyway: no lazy=True")
+    if shared and on_bad_row != "raise":
+        raise ConfigurationError(
+            "with shared=True rows that cannot be read are errors of the updates that need them: "
+            "no on_bad_row"
+        )
 
 
 def _check_scope(scope: object) -> None:

@@ -289,17 +289,35 @@ class Rows:
 
     def _take(self, key: str, text: bytes, kind: type[D]) -> D:
         """Return the document in a row, and note that memory and the store agree about it."""
+        document, own_text = self._decode_document(text, kind)
+        self.commits.remember(key, text, *(() if own_text == text else (own_text,)))
+        return document
+
+    def _decode_document(self, text: bytes, kind: type[D]) -> tuple[D, bytes]:
+        """Return the document in a row, and how kvpersist itself would write it."""
         document: D = self.codec.decode_document(text, kind)
         # What JSON alone has made needs no check.
         own_text = _dumps(document) if kind is dict and b"$" not in text else None
         if own_text != text:
             own_text = self.codec.encode_document(document, kind)
-        if own_text == text:
-            self.commits.remember(key, text)
-        else:  # another program has written it, with spaces for example
+        if own_text != text:  # another program has written it, with spaces for example
             self.codec.check(text)
-            self.commits.remember(key, text, own_text)
-        return document
+        return document, own_text
+
+    def decode_document(self, key: str, text: bytes, kind: type[D]) -> tuple[D, bytes]:
+        """Return the document in a row, and how kvpersist itself would write it.
+
+        Raises:
+            DecodeError: It cannot be read.
+        """
+        found: list[tuple[D, bytes]] = []
+
+        def take(_: str, text: bytes) -> None:
+            found.append(self._decode_document(text, kind))
+
+        for error, _ in _take_rows([(key, text)], take):
+            raise error
+        return found[0]
 
     def is_current(self, key: str, prefix: str) -> bool:
         """Whether nobody else can have written a row since it was read, or written by the bot.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
-from telegram import Update
+from telegram import Message, Update
+from telegram.ext import Application
 
 from kvpersist.keys import Name
 
@@ -24,3 +26,21 @@ def moved_by(update: object) -> Iterator[Name]:
         for chat_id in (message.migrate_from_chat_id, message.migrate_to_chat_id):
             if chat_id is not None:
                 yield "chat", chat_id
+
+
+def unmark(application: Application[Any, Any, Any, Any, Any, Any], chat_id: int) -> None:
+    """Take a chat that moved out of those that PTB would copy and hand over by itself.
+
+    A private set of PTB's; nothing public takes an id out of it.
+    """
+    application._chat_ids_to_be_updated_in_persistence.discard(chat_id)  # noqa: SLF001
+
+
+def end_of_move(
+    message: Message | None, old_chat_id: int | None, new_chat_id: int | None
+) -> tuple[int, int]:
+    """Return the old and the new id of a chat, from what `migrate_chat_data` was given."""
+    if message is not None:
+        old_chat_id = message.migrate_from_chat_id or message.chat.id
+        new_chat_id = message.migrate_to_chat_id or message.chat.id
+    return cast("int", old_chat_id), cast("int", new_chat_id)

@@ -14,7 +14,9 @@ from telegram.ext import CommandHandler, JobQueue
 
 from kvpersist import KVPersistence, MemoryStore, Store, application_builder
 
-PERSISTENCE = ("store_data", "types", "lazy", "max_documents", "on_bad_row")
+PERSISTENCE = (
+    "store_data", "types", "lazy", "max_documents", "shared", "deduplicate", "on_bad_row"
+)  # fmt: skip
 """Options that are not the builder's."""
 
 

@@ -7,7 +7,7 @@ import os
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -35,10 +35,12 @@ from kvpersist.stores.postgres_statements import (
     SCAN,
     SET_ASIDE,
     TAKE_OVER,
+    TRIM,
     columns,
     columns_aside,
     now,
 )
+from kvpersist.stores.postgres_transaction import PostgresTransaction
 from kvpersist.stores.postgres_url import names, shown
 from kvpersist.stores.store import BadRow, Row
 
@@ -61,11 +63,15 @@ class PostgresStore:
         schema: The PostgreSQL schema that holds the tables, a name of 63 bytes at most. It is made
             when it is missing.
         pool_size: The most connections that read and write, 1 or more. There is one more, idle,
-            that keeps others out.
+            that keeps others out. With ``shared=True``, how many updates a worker can handle at the
+            same time, each on a connection of its own; then there are three more.
         timeout: Seconds to wait for a connection, and for the answer to a statement, before the
             server counts as gone.
         lock_timeout: Seconds to wait for another bot that is about to end, before this one is
             refused.
+        hold_timeout: For workers that share the schema: seconds after which the server takes its
+            documents from one whose handlers have not ended. An update waits for each document
+            that another has for a second more.
         statement_cache_size: How many prepared statements a connection keeps. 0 for a pooler in
             transaction mode that knows none, such as PgBouncer before 1.21.
         rescue_file: An absolute path in a folder that outlives the program, for what cannot be
@@ -84,6 +90,7 @@ class PostgresStore:
         pool_size: int = 4,
         timeout: float = 30.0,
         lock_timeout: float = 3.0,
+        hold_timeout: float = 60.0,
         statement_cache_size: int = 100,
         rescue_file: str | PathLike[str] | None = None,
     ) -> None:
@@ -95,17 +102,20 @@ class PostgresStore:
             )
         if not isinstance(pool_size, int) or pool_size < 1:
             raise ConfigurationError(f"pool_size must be an int, 1 or more, not {pool_size!r}")
-        if not timeout > 0 or not lock_timeout >= 0:
+        if not timeout > 0 or not lock_timeout >= 0 or not hold_timeout > 0:
             raise ConfigurationError(
-                f"timeout must be more than 0 seconds, not {timeout!r}, and lock_timeout not "
-                f"less, not {lock_timeout!r}"
+                f"timeout must be more than 0 seconds, not {timeout!r}, hold_timeout "
+                f"too, not {hold_timeout!r}, and lock_timeout 0 or more, not "
+                f"{lock_timeout!r}"
             )
         self._rescue_file = None if rescue_file is None else Path(rescue_file)
         if self._rescue_file is not None and not self._rescue_file.is_absolute():
             raise ConfigurationError(f"rescue_file must be an absolute path, not {rescue_file!r}")
         self.schema = schema
         self._pool_size = pool_size
+        self._timeout = timeout
         self._lock_timeout = lock_timeout
+        self._hold_timeout = hold_timeout
         self._options: dict[str, Any] = {
             "timeout": timeout,
             "command_timeout": timeout,
@@ -114,6 +124,7 @@ class PostgresStore:
         if not names(url, "target_session_attrs") and "PGTARGETSESSIONATTRS" not in os.environ:
             self._options["target_session_attrs"] = "read-write"
         self._name = uuid.uuid4().hex  # as the owner
+        self._is_shared = False
         self._has_failed = False
         self._was_owner = False
         self._opened: Connections | None = None
@@ -212,6 +223,52 @@ class PostgresStore:
         _, moved = await self._write(keys, SET_ASIDE, partial(columns_aside, rows))
         return list(moved)
 
+    def share(self) -> None:
+        """From now on open the schema together with other workers. See `Shareable.share`.
+
+        Raises:
+            ConfigurationError: A `rescue_file` was named: a worker keeps nothing that it could not
+                write, for others go on with the rows as they are.
+        """
+        if self._rescue_file is not None:
+            raise ConfigurationError("with shared=True there is nothing to rescue: no rescue_file")
+        self._is_shared = True
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+        """Begin what many workers may do at the same time. See `Shareable.transaction`.
+
+        Raises:
+            OpenError: As `open`.
+        """
+        await self.open()
+        opened = self._opened_here()
+        if opened is None or opened.transactions is None:
+            raise OpenError(self._not_open)  # closed in the same moment, or not shared
+        transaction = PostgresTransaction(
+            opened.transactions, self.schema, self._shown, self._timeout, self._hold_timeout
+        )
+        try:
+            yield transaction
+        except Exception:
+            await transaction.end(at_once=False)
+            raise
+        except BaseException:
+            await transaction.end(at_once=True)
+            raise
+        await transaction.end(at_once=False)
+
+    async def trim(self, prefix: str, *, older_than: int, newest: int) -> None:
+        """Remove rows whose keys begin with `prefix`. See `Shareable.trim`.
+
+        Raises:
+            WriteError: Nothing was removed.
+        """
+        try:
+            await self._fetch(TRIM, prefix, after(prefix), older_than, newest)
+        except ReadError as error:
+            raise WriteError(str(error)) from error.__cause__
+
     async def rescue(self, changes: Mapping[str, bytes | None]) -> str:
         """Leave rows in `rescue_file`, readable by its owner alone, durably, and close.
 
@@ -240,6 +297,8 @@ class PostgresStore:
         self, keys: Collection[str], sql: str, make_columns: Callable[[], Columns]
     ) -> asyncpg.Record:
         """Run a statement as the owner; return its row."""
+        if self._is_shared:
+            raise UnavailableError("workers share the schema; write with KVPersistence.edit")
         opened = self._opened_here()
         if opened is None:
             raise UnavailableError(self._not_open)
@@ -312,13 +371,19 @@ class PostgresStore:
 
     async def _connect(self) -> Connections:
         opened = Connections(
-            self._url, self.schema, self._pool_size, self._lock_timeout, self._options
+            self._url,
+            self.schema,
+            self._pool_size,
+            self._lock_timeout,
+            self._options,
+            is_shared=self._is_shared,
         )
         try:
             await opened.lock.take()
             await opened.prepare()
             if self._rescue_file is not None:
                 await write_rescued(opened, self._rescue_file)
+            # That of workers keeps out what is on its way of an owner from before them.
             sql = BEGIN_EPOCH if self._has_failed else TAKE_OVER
             opened.epoch = await opened.value(sql, self._name)
             if opened.epoch is None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 
+from kvpersist.stores.postgres_begun import BegunConnections
 from kvpersist.stores.postgres_owner import OwnerLock
 from kvpersist.stores.postgres_schema import prepare, quoted
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+
+
+_FOR_ALL_ELSE: Final = 2
+"""Connections of a worker that are not for transactions."""
 
 
 class Connections:
@@ -26,8 +31,11 @@ class Connections:
         pool_size: The most connections of the pool.
         lock_timeout: Seconds to wait for the lock.
         options: Those of ``asyncpg.connect``, ``timeout`` and ``statement_cache_size`` among them.
+        is_shared: Whether workers share the schema; then there is `transactions`.
 
     Attributes:
+        pool: What statements run on that are a transaction of their own.
+        transactions: What the transactions of workers run on.
         lock: What keeps other bots out.
         loop: Where all of it can be used.
         epoch: That of the next write; None after one whose end is not known.
@@ -35,7 +43,14 @@ class Connections:
     """
 
     def __init__(
-        self, url: str, schema: str, pool_size: int, lock_timeout: float, options: dict[str, Any]
+        self,
+        url: str,
+        schema: str,
+        pool_size: int,
+        lock_timeout: float,
+        options: dict[str, Any],
+        *,
+        is_shared: bool,
     ) -> None:
         self._url = url
         self._schema = schema
@@ -44,9 +59,13 @@ class Connections:
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         # No floor: asyncpg would connect again in the background while the server is away.
         self.pool: Pool = asyncpg.create_pool(
-            min_size=0, max_size=pool_size, connect=self._connect, reset=_keep
+            min_size=0,
+            max_size=_FOR_ALL_ELSE if is_shared else pool_size,
+            connect=self._connect,
+            reset=_keep,
         )
-        self.lock = OwnerLock(self._connect, schema, lock_timeout)
+        self.transactions = BegunConnections(self._connect, pool_size) if is_shared else None
+        self.lock = OwnerLock(self._connect, schema, lock_timeout, is_shared=is_shared)
         self.loop = asyncio.get_running_loop()
         self.epoch: int | None = None
         self.writing = asyncio.Lock()
@@ -55,7 +74,7 @@ class Connections:
         """Make the pool, and the tables where they are missing: see `postgres_schema.prepare`."""
         await self.pool
         async with self.pool.acquire(timeout=self._timeout) as connection:
-            await prepare(connection, self._schema)
+            await prepare(connection, self._schema, is_shared=self.transactions is not None)
 
     async def run(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
         """Return the rows of a statement, which is a transaction of its own.
@@ -81,6 +100,8 @@ class Connections:
         """Disconnect; what does not end in time is cut."""
         with suppress(Exception):  # asyncpg terminates what it cannot close
             await asyncio.wait_for(self.pool.close(), self._timeout)
+        if self.transactions is not None:
+            await self.transactions.close(self._timeout)
         await self.lock.release(self._timeout)
 
     def abandon(self) -> None:

@@ -35,6 +35,8 @@ _SET: Final = """
 class OwnerLock:
     """An advisory lock, held by a transaction that stays open on a connection of its own.
 
+    One bot has it for itself, or any number of workers have it together.
+
     The server ends the transaction, and so the lock, when the connection ends, however the process
     does. A lock of the session would do the same but behind a pooler in transaction mode, where
     the session is not the bot's. The transaction has written nothing and keeps no snapshot
@@ -44,13 +46,20 @@ class OwnerLock:
         connect: Makes a connection.
         schema: What is locked; every database has locks of its own.
         wait: Seconds to wait for an owner that is about to end.
+        is_shared: Whether others may have it too that share it.
     """
 
     def __init__(
-        self, connect: Callable[[], Awaitable[Connection]], schema: str, wait: float
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        schema: str,
+        wait: float,
+        *,
+        is_shared: bool,
     ) -> None:
         self._connect = connect
         self._schema = schema
+        self._is_shared = is_shared
         self._settings = {**_SETTINGS, "lock_timeout": f"{max(1, round(wait * 1000))}ms"}
         self._connection: Connection | None = None
 
@@ -72,13 +81,12 @@ class OwnerLock:
             await connection.fetch(_SET, list(self._settings), list(self._settings.values()))
             # Without parameters, so that it is a simple query: what asyncpg prepares keeps its
             # portal, and so a snapshot, until the next statement.
-            key = lock_key("owner", self._schema)
-            await connection.execute(f"SELECT pg_advisory_xact_lock({key})")
+            lock = "pg_advisory_xact_lock_shared" if self._is_shared else "pg_advisory_xact_lock"
+            await connection.execute(f"SELECT {lock}({lock_key('owner', self._schema)})")
         except BaseException as error:
             connection.terminate()
             if isinstance(error, asyncpg.LockNotAvailableError):
-                reason = f"another bot has the schema {self._schema!r} open; stop that one first"
-                raise StoreInUseError(reason) from None
+                raise StoreInUseError(in_use(self._schema)) from None
             raise
         self._connection = connection
 
@@ -89,6 +97,14 @@ class OwnerLock:
             with suppress(Exception):  # whatever it is, the server lets go by itself
                 await asyncio.wait_for(connection.execute("ROLLBACK"), timeout)
             connection.terminate()
+
+
+def in_use(schema: str) -> str:
+    """Return what is said of a schema that others have open, who do not share it."""
+    return (
+        f"another bot has the schema {schema!r} open; stop that one first, or start all of them "
+        "with shared=True"
+    )
 
 
 def lock_key(purpose: str, schema: str) -> int:

@@ -79,6 +79,42 @@ _SERVER: Final = """
     SELECT current_setting('server_encoding') = 'UTF8'
        AND '{"b": 1.0, "a":1, "a":2}'::json::text = '{"b": 1.0, "a":1, "a":2}'
 """
+# xmin, the transaction that wrote a row, and not the column "version": programs that edit rows by
+# hand need not count there, and one that deletes a row and inserts it begins to count anew.
+# plpgsql, because each statement of such a function sees what was committed until then: what reads
+# the rows sees all that those have written who held the locks before. A statement of its own would
+# cost a round trip more, and one for both would see the rows as they were before it waited.
+# https://www.postgresql.org/docs/current/xfunc-volatility.html
+_LOCK: Final = """
+DECLARE
+    one bigint;
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', wait, true);
+    PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', hold, true);
+    PERFORM pg_catalog.pg_advisory_xact_lock_shared(owner);
+    FOREACH one IN ARRAY locks LOOP
+        PERFORM pg_catalog.pg_advisory_xact_lock(one);
+    END LOOP;
+    RETURN QUERY
+        SELECT stored.key, CASE WHEN stored.version <> wanted.version THEN stored.value END,
+               stored.version
+        FROM unnest(keys, known) AS wanted (key, version)
+        JOIN (
+            SELECT documents.key, documents.value, documents.xmin::text::bigint AS version
+            FROM {schema}.documents
+        ) AS stored ON stored.key = wanted.key;
+END
+"""
+_CREATE_LOCK: Final = """
+    CREATE OR REPLACE FUNCTION {schema}.kvpersist_lock(
+        owner bigint, locks bigint[], keys text[], known bigint[], wait text, hold text
+    ) RETURNS TABLE (key text, value json, version bigint)
+    LANGUAGE plpgsql AS $kvpersist${body}$kvpersist$
+"""
+_HAS_LOCK: Final = """
+    SELECT count(*) FROM pg_proc JOIN pg_namespace ON pg_namespace.oid = pronamespace
+    WHERE nspname = $1 AND proname = 'kvpersist_lock' AND prosrc = $2
+"""
 _VERSION: Final = "SELECT version FROM {schema}.kvpersist_schema"
 _HAS_SCHEMA: Final = "SELECT count(*) FROM pg_namespace WHERE nspname = $1"
 
@@ -97,8 +133,10 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-async def prepare(connection: Connection, schema: str) -> None:
+async def prepare(connection: Connection, schema: str, *, is_shared: bool) -> None:
     """Create what is missing, under a lock, so that many may do this at the same time.
+
+    If the schema is shared, that is also the function that locks documents and reads them.
 
     Raises:
         NotAStoreError: The schema has a table of this name that is not kvpersist's.
@@ -116,6 +154,8 @@ async def prepare(connection: Connection, schema: str) -> None:
             )
         if not await _has_tables(connection, schema):
             await _create(connection, schema)
+        if is_shared:
+            await _create_lock(connection, schema)
 
 
 async def _create(connection: Connection, schema: str) -> None:
@@ -123,6 +163,12 @@ async def _create(connection: Connection, schema: str) -> None:
         await connection.execute(f"CREATE SCHEMA {quoted(schema)}")
     for statement in _SCHEMA:
         await connection.execute(statement.format(schema=quoted(schema)))
+
+
+async def _create_lock(connection: Connection, schema: str) -> None:
+    body = _LOCK.format(schema=quoted(schema))
+    if not await connection.fetchval(_HAS_LOCK, schema, body):
+        await connection.execute(_CREATE_LOCK.format(schema=quoted(schema), body=body))
 
 
 async def _has_tables(connection: Connection, schema: str) -> bool:

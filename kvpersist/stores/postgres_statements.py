@@ -54,6 +54,55 @@ SET_ASIDE: Final = """
     SELECT (SELECT count(*) FROM mine), ARRAY(SELECT key FROM moved)
 """
 
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+COMMIT: Final = "COMMIT AND CHAIN"
+ROLLBACK: Final = "ROLLBACK AND CHAIN"
+LOCK: Final = "SELECT key, value, version FROM {schema}.kvpersist_lock($1, $2, $3, $4, $5, $6)"
+WRITE: Final = """
+    WITH given AS (
+        SELECT * FROM unnest($1::text[], $2::json[], $3::bigint[]) AS given (key, value, version)
+    ),
+    removed AS (
+        DELETE FROM {schema}.documents AS old USING given
+        WHERE old.key = given.key AND given.value IS NULL
+          AND old.xmin::text::bigint = given.version
+        RETURNING old.key
+    ),
+    replaced AS (
+        UPDATE {schema}.documents AS old
+        SET value = given.value, version = old.version + 1, updated_at = $4
+        FROM given
+        WHERE old.key = given.key AND given.value IS NOT NULL
+          AND old.xmin::text::bigint = given.version
+        RETURNING old.key
+    ),
+    added AS (
+        INSERT INTO {schema}.documents (key, value, version, updated_at)
+        SELECT key, value, 1, $4 FROM given WHERE value IS NOT NULL AND version = 0
+        ON CONFLICT (key) DO NOTHING
+        RETURNING key
+    )
+    SELECT pg_current_xact_id()::text, ARRAY(
+        SELECT key FROM removed UNION ALL SELECT key FROM replaced UNION ALL SELECT key FROM added
+    )
+"""
+"""It has no fence, as `APPLY` has, but what xmin of each row must still be; 0 for a new one."""
+STATUS: Final = "SELECT pg_xact_status($1::text::xid8)"
+HOLDERS: Final = """
+    SELECT (classid::bigint << 32) | objid::bigint AS lock, pid FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid <> pg_backend_pid()
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (classid::bigint << 32) | objid::bigint = ANY($1::bigint[])
+      AND mode = 'ExclusiveLock'
+"""
+TRIM: Final = """
+    DELETE FROM {schema}.documents WHERE key >= $1 AND key < $2 AND updated_at < $3
+    AND key NOT IN (
+        SELECT key FROM {schema}.documents WHERE key >= $1 AND key < $2
+        ORDER BY updated_at DESC LIMIT $4
+    )
+"""
+
 READ: Final = "SELECT key, value FROM {schema}.documents WHERE key = ANY($1::text[])"
 SCAN: Final = (
     "SELECT key, value FROM {schema}.documents WHERE key {above} $1 {below} ORDER BY key LIMIT $2"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias, runtime_checkable
 
 Row: TypeAlias = tuple[str, bytes]
 """A key and its value: one JSON document, as UTF-8."""
 BadRow: TypeAlias = tuple[str, bytes, str]
 """A key, the value that was read, and why that cannot be used."""
+
+Versioned: TypeAlias = tuple[bytes | None, int]
+"""A value, and a number that is another one after each write. None for the value that is known."""
+Changed: TypeAlias = Mapping[str, bytes | None]
+"""What rows are to hold; None for those that are removed."""
+LockMore: TypeAlias = Callable[
+    [Collection[str], Collection[str], Mapping[str, int]], Awaitable[Mapping[str, Versioned]]
+]
 
 
 @runtime_checkable
@@ -109,4 +118,76 @@ class Rescues(Protocol):
 
         Raises:
             WriteError: That is not possible either. `Store.close` is to be called all the same.
+        """
+
+
+class Transaction(Protocol):
+    """Some documents, which one worker has for itself until it commits, or gives up."""
+
+    async def lock(
+        self,
+        keys: Collection[str],
+        reads: Collection[str] = (),
+        *,
+        known: Mapping[str, int] | None = None,
+    ) -> Mapping[str, Versioned]:
+        """Wait until nobody else has these documents, whether they exist or not, and read them.
+
+        Args:
+            keys: Those that are locked.
+            reads: Others, which are read only.
+            known: Versions of rows whose values need not be sent again.
+
+        Returns:
+            Those that exist.
+
+        Raises:
+            LockError: Another worker has had one for too long, or both wait for each other.
+            ConflictError: The store was lost meanwhile, and others have written what was locked.
+            UnavailableError: The store cannot be reached.
+        """
+
+    async def commit(self, prepare: Callable[[LockMore], Awaitable[Changed]]) -> int:
+        """Write rows, all or none, durably, and let others have the documents.
+
+        Args:
+            prepare: Returns the rows, of which those that are written must be locked or new. It is
+                called with `lock` for documents that are needed at the end alone, and again if the
+                store was lost.
+
+        Returns:
+            The version of the rows that were written.
+
+        Raises:
+            LockError, ConflictError, UnavailableError: As `lock`. Nothing was written, and nothing
+                ever will be; unless the last says that the answer to the commit was lost.
+                ConflictError also if somebody writes without locking.
+            WriteError: The store refuses a row. Nothing was written.
+        """
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """A store that many workers can have open at the same time. No store must."""
+
+    def share(self) -> None:
+        """From now on open it together with others that share it, and with nobody else."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Begin something that ends with `Transaction.commit`, or without a trace.
+
+        Raises:
+            OpenError: The store cannot be opened.
+        """
+
+    async def trim(self, prefix: str, *, older_than: int, newest: int) -> None:
+        """Remove rows whose keys begin with `prefix`, but the `newest` ones.
+
+        Args:
+            prefix: Of which.
+            older_than: Rows written since stay: Unix milliseconds.
+            newest: How many stay, whenever they were written.
+
+        Raises:
+            WriteError: Nothing was removed.
         """

@@ -1,0 +1,446 @@
+"""An `Application` of which many can handle the updates of one bot, on one PostgreSQL database."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, MutableMapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias, cast
+
+from telegram import Message, Update
+from telegram.ext import Application, BaseHandler, ExtBot, Job
+
+from kvpersist import conversations, keys
+from kvpersist.callback_cache import divide
+from kvpersist.callback_data import is_keyboard
+from kvpersist.callback_queries import keyboards_of, restore
+from kvpersist.codec import become
+from kvpersist.errors import (
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    KVPersistError,
+    NotInMemoryError,
+)
+from kvpersist.keys import Name, Scope
+from kvpersist.persistence import checked, several
+from kvpersist.shared import Shared
+from kvpersist.stores.store import Shareable
+from kvpersist.unit import Document, Unit, UnitDocuments
+from kvpersist.updates import end_of_move, moved_by, unmark, used_by
+
+_NON_BLOCKING: Final = ":process_update_non_blocking:"
+"""What PTB's names of tasks have in them that run a handler with ``block=False``."""
+_STEP: Final = ":handle_update:non_blocking_cb"
+"""How PTB's names of tasks end that make a step of a conversation."""
+_TRIM_EVERY: Final = 600.0
+"""Seconds between two looks for keyboards and ids of updates that are too many, or too old."""
+_REMEMBERED: Final = 3 * 86_400_000
+"""Milliseconds for which the id of an update is kept. Telegram keeps updates for a day."""
+
+
+_Steps: TypeAlias = dict[str, tuple[conversations.Conversation, conversations.Key]]
+
+
+class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
+    """One of many workers of a bot; `application_builder` builds it for ``shared=True``.
+
+    Each update is one transaction, which has its documents for itself: see `handle_update`.
+
+    Outside of an update, as in a job, no chat's or user's data is in memory: use
+    `KVPersistence.edit`. What is changed in ``bot_data`` there is merged with what others have made
+    of it, and written, by `update_persistence`.
+
+    Raises:
+        ConfigurationError: The persistence is not a `KVPersistence` with ``shared=True``.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._kv = checked(self.persistence, is_shared=True)
+        self._kv.context_types = self.context_types
+        self._shared = cast("Shared", self._kv.shared)
+        self._handlers: list[conversations.Conversation] = []
+        self._bot_text: bytes | None = None  # the `bot_data` that jobs see, as it was stored
+        self._sent: dict[str, Any] = {}  # keyboards that no update has sent
+        self._writing: set[asyncio.Task[None]] = set()
+        self._is_live = False
+        self._trim_at = time.monotonic() + _TRIM_EVERY
+        self._divide()
+
+    def _divide(self) -> None:
+        """Let each update see its own documents alone.
+
+        It replaces two private mappings of PTB's.
+        """
+        if self._kv.store_data.chat_data:
+            self._chat_data = UnitDocuments("chat", self._shared.unit)  # type: ignore[assignment]
+            self.chat_data = MappingProxyType(self._chat_data)
+        if self._kv.store_data.user_data:
+            self._user_data = UnitDocuments("user", self._shared.unit)  # type: ignore[assignment]
+            self.user_data = MappingProxyType(self._user_data)
+        if (cache := self._cache()) is not None:
+            divide(cache, self._keyboards, self._queries)
+
+    @property
+    def bot_data(self) -> Any:
+        """The ``bot_data`` of the update that is handled; or a job's, which is every job's."""
+        shared: Shared | None = getattr(self, "_shared", None)
+        unit = shared.unit() if shared is not None else None
+        return self._bot_data if unit is None or unit.bot is None else unit.bot.value
+
+    @bot_data.setter
+    def bot_data(self, value: Any) -> None:
+        self._bot_data = value
+
+    async def initialize(self) -> None:
+        """Open the store; see `Application.initialize`.
+
+        Raises:
+            ConfigurationError: Another application is using the same `KVPersistence`. Or a
+                `ConversationHandler` cannot be shared.
+        """
+        self._handlers = self._find_conversations()
+        self._kv.be_used_by(self)
+        self._kv.on_refresh = self._on_refresh
+        try:
+            await super().initialize()
+        except BaseException:
+            self._kv.user = None
+            raise
+        if self._kv.kind(None) is not None:
+            self._bot_text = self._shared.encode(None, self._bot_data)
+        self._is_live = True
+
+    async def shutdown(self) -> None:
+        """Close the store; see `Application.shutdown`."""
+        while self._writing:
+            await asyncio.wait(self._writing)
+        self._is_live = self.running
+        try:
+            await super().shutdown()
+        finally:
+            if not self._is_live:
+                self._kv.user = None
+
+    def add_handler(self, handler: BaseHandler[Any, Any, Any], group: int = 0) -> None:
+        """Add a handler; see `Application.add_handler`.
+
+        Raises:
+            ConfigurationError: It is a `ConversationHandler` that cannot be shared.
+        """
+        more = [*conversations.find([handler])]
+        super().add_handler(handler, group)
+        self._handlers += more
+
+    def remove_handler(self, handler: BaseHandler[Any, Any, Any], group: int = 0) -> None:
+        """Remove a handler; see `Application.remove_handler`."""
+        super().remove_handler(handler, group)
+        self._handlers = self._find_conversations()
+
+    def _find_conversations(self) -> list[conversations.Conversation]:
+        handlers = [handler for group in self.handlers.values() for handler in group]
+        return [*conversations.find(handlers)]
+
+    async def process_update(self, update: object) -> None:
+        """Handle an update as `handle_update` does, and let error handlers hear what went wrong."""
+        try:
+            await self.handle_update(update)
+        except KVPersistError as error:
+            await self.process_error(update, error)
+
+    async def handle_update(self, update: object) -> bool:
+        """Handle an update in one transaction, and return when that is durable.
+
+        The data of its chat and user, and its conversations, are locked, whether they exist or not,
+        then read. The handlers run, those with ``block=False`` too. What they have changed is
+        written, and committed, and others go on. A server that answers a webhook calls this, and
+        confirms the update when it has returned: then Telegram sends it again if anything is
+        raised, or the worker dies.
+
+        Returns:
+            False for an update that was handled before; see ``deduplicate``. No handler ran.
+
+        Raises:
+            LockError: Another worker has had one of these documents for too long. No handler ran;
+                or one has called `KVPersistence.edit`, `lock` or `load`, in vain.
+            ConflictError: Somebody else has written them, who did not lock them, or while the
+                connection was lost. Nothing was written.
+            UnavailableError: The server cannot be reached. Likewise, unless it says that the answer
+                to the commit was lost.
+            DecodeError: A row cannot be read. No handler ran.
+            ConfigurationError: A handler has called this.
+
+        Notes:
+            What a handler has told a person is told, also if nothing can be written afterwards.
+        """
+        if not self._is_live:
+            await super().process_update(update)  # which refuses
+        if self._shared.unit() is not None:
+            raise ConfigurationError(
+                "a handler cannot handle another update; put it into application.update_queue"
+            )
+        names = dict.fromkeys([*used_by(update), *moved_by(update)])
+        steps = self._steps(update)
+        record = self._record(update)
+        reads = self._keyboard_rows(update)
+        async with self._shared.begin(names, locks=[*steps, *record], reads=reads) as unit:
+            if unit.rows.keys() & record:
+                return False
+            unit.changes |= record
+            await self._handle(update, unit, steps)
+        await self._tell(unit.refused)
+        return True
+
+    def _record(self, update: object) -> dict[str, bytes]:
+        """Return the row that tells that an update was handled, if there is to be one."""
+        if not self._kv.deduplicates or not isinstance(update, Update):
+            return {}
+        return {f"{keys.UPDATE}{update.update_id}": b"{}"}
+
+    async def _handle(self, update: object, unit: Unit, steps: _Steps) -> None:
+        """Have PTB handle an update, and note what it has made of conversations and keyboards."""
+        try:
+            for row, step in steps.items():
+                if (text := unit.text(row)) is not None:
+                    conversations.put(*step, self._kv.rows.decode(row, text))
+            shown = self._show_keyboards(update, unit)
+            await super().process_update(update)
+            while unit.tasks:
+                await asyncio.wait(unit.tasks)
+        finally:
+            states = {row: conversations.take(*step) for row, step in steps.items()}
+        for row, state in states.items():
+            unit.write(row, None if state is None else partial(self._kv.rows.encode, row, state))
+        for name in shown - unit.keyboards.keys():
+            unit.write(keys.keyboard_key(name), None)
+        for name in unit.keyboards.keys() - shown:
+            self._write_keyboard(unit, unit.keyboards[name])
+
+    def _steps(self, update: object) -> _Steps:
+        """Return the conversations that an update may be a step of, by the keys of their rows."""
+        if not isinstance(update, Update):
+            return {}
+        keys_of = [(handler, conversations.key_of(handler, update)) for handler in self._handlers]
+        return {
+            self._kv.conversation_row(cast("str", handler.name), key): (handler, key)
+            for handler, key in keys_of
+            if key is not None
+        }
+
+    def _keyboard_rows(self, update: object) -> list[str]:
+        if self._cache() is None or not isinstance(update, Update):
+            return []
+        return [keys.keyboard_key(name) for name in keyboards_of(update)]
+
+    def _show_keyboards(self, update: object, unit: Unit) -> set[str]:
+        """Have PTB find the data of the buttons in an update; return of which keyboards.
+
+        It has looked in vain when the update came in, before anything could be read.
+        """
+        if (cache := self._cache()) is None or not isinstance(update, Update):
+            return set()
+        shown = []
+        for key in self._keyboard_rows(update):
+            if (text := unit.text(key)) is not None:
+                document = self._kv.rows.decode(key, text)
+                if not is_keyboard(document):
+                    raise DecodeError("not a keyboard of kvpersist; mend or delete it", key=key)
+                if "buttons" in document:
+                    name = keys.keyboard_id(key)
+                    shown.append((name, document["access_time"], document["buttons"]))
+        cache.load_persistence_data((shown, {}))
+        restore(update)
+        cast("ExtBot[Any]", self.bot).insert_callback_data(update)
+        return {name for name, *_ in shown}
+
+    def _write_keyboard(self, unit: Unit, keyboard: Any) -> None:
+        name, access_time, buttons = keyboard.to_tuple()
+        document = {
+            "position": time.time_ns(),
+            "access_time": access_time,
+            "buttons": buttons,
+            "queries": {},
+        }
+        key = keys.keyboard_key(name)
+        unit.write(key, partial(self._kv.rows.encode, key, document))
+
+    def _cache(self) -> Any:
+        """Return PTB's cache of callback data, if it is to be kept."""
+        if not self._kv.store_data.callback_data:
+            return None  # PTB takes any `Bot` then
+        return cast("ExtBot[Any]", self.bot).callback_data_cache
+
+    def _keyboards(self) -> MutableMapping[str, Any]:
+        unit = self._shared.unit()
+        return _Sent(self._note_sent) if unit is None else unit.keyboards
+
+    def _queries(self) -> MutableMapping[str, Any]:
+        unit = self._shared.unit()
+        return {} if unit is None else unit.queries
+
+    def _note_sent(self, name: str, keyboard: Any) -> None:
+        self._sent[name] = keyboard
+        task = asyncio.get_running_loop().create_task(self._write_sent(), name="kvpersist:keyboard")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write_sent(self) -> None:
+        """Write the keyboards that no update has sent, but a job, for example."""
+        sent, self._sent = self._sent, {}
+        if not sent:
+            return
+        try:
+            async with self._shared.begin([]) as unit:
+                for keyboard in sent.values():
+                    self._write_keyboard(unit, keyboard)
+        except KVPersistError as error:
+            self._sent = sent | self._sent  # for the next time
+            await self.process_error(None, error)
+        else:
+            await self._tell(unit.refused)
+
+    def create_task(
+        self, coroutine: Any, update: object | None = None, *, name: str | None = None
+    ) -> asyncio.Task[Any]:
+        """Run a coroutine as a task; see `Application.create_task`.
+
+        An update waits for its handlers with ``block=False``, but not for tasks of the bot's own:
+        these use `KVPersistence.edit`.
+        """
+        task = super().create_task(coroutine, update, name=name)
+        unit = self._shared.unit()
+        if unit is not None and name is not None and (_NON_BLOCKING in name or _STEP in name):
+            unit.tasks.add(task)
+            task.add_done_callback(unit.tasks.discard)
+        return task
+
+    def drop_chat_data(self, chat_id: int) -> None:
+        """Delete the data of a chat of this update, when that ends.
+
+        Raises:
+            NotInMemoryError: It is another's; `KVPersistence.load` it first.
+        """
+        self._chat_data.pop(chat_id, None)
+
+    def drop_user_data(self, user_id: int) -> None:
+        """Delete the data of a user of this update, when that ends. Raises as `drop_chat_data`."""
+        self._user_data.pop(user_id, None)
+
+    def migrate_chat_data(
+        self,
+        message: Message | None = None,
+        old_chat_id: int | None = None,
+        new_chat_id: int | None = None,
+    ) -> None:
+        """Move the data of a chat to a new id, when this update ends; see `Application`.
+
+        Raises:
+            NotInMemoryError: The update is of another chat; `KVPersistence.load` both first.
+        """
+        super().migrate_chat_data(message, old_chat_id, new_chat_id)
+        old, new = end_of_move(message, old_chat_id, new_chat_id)
+        unmark(self, new)
+        if (unit := self._shared.unit()) is not None:
+            unit.moved["chat", new] = "chat", old
+
+    def mark_data_for_update_persistence(
+        self,
+        chat_ids: int | Collection[int] | None = None,
+        user_ids: int | Collection[int] | None = None,
+    ) -> None:
+        """Do nothing: what an update has in memory is looked at when it ends.
+
+        Raises:
+            NotInMemoryError: The update has it not.
+        """
+        wanted: list[tuple[Scope, int]] = []
+        wanted += [("chat", each) for each in several(() if chat_ids is None else chat_ids)]
+        wanted += [("user", each) for each in several(() if user_ids is None else user_ids)]
+        tables = {"chat": self.chat_data, "user": self.user_data}
+        for scope, document_id in wanted:
+            if document_id not in tables[scope]:
+                raise NotInMemoryError(scope, document_id)
+
+    def _mark_for_persistence_update(
+        self, *, update: object | None = None, job: Job[Any] | None = None
+    ) -> None:
+        """Note that an update was handled. As in `WriteThroughApplication`, a private name."""
+        unit = self._shared.unit()
+        if unit is not None and update is not None and job is None:
+            unit.is_handled = True
+
+    async def update_persistence(self) -> None:
+        """Write what jobs have changed in ``bot_data``; PTB calls it every ``update_interval``.
+
+        Raises:
+            ConfigurationError: A handler has called it: what an update has changed is written when
+                that ends, and not before.
+        """
+        if self._shared.unit() is not None:
+            raise ConfigurationError(
+                "with shared=True an update is written as a whole, when its handlers are done: "
+                "nothing can be written before"
+            )
+        await self._kv.handed_over(super().update_persistence)  # which empties PTB's own notes
+        try:
+            await self._write_sent()
+            await self._write_bot()
+            await self._trim()
+        except KVPersistError as error:
+            await self.process_error(None, error)
+
+    async def _on_refresh(self, name: Name | None, _: Any) -> None:
+        """Have a job see what others have made of ``bot_data``. What updates see they have read."""
+        if name is None and self._shared.unit() is None:
+            found = await self._kv.store.read([keys.BOT])
+            self._merge_bot(self._shared.document(None, found.get(keys.BOT)))
+
+    async def _write_bot(self) -> None:
+        """Write what was changed in ``bot_data`` by jobs."""
+        if self._kv.kind(None) is None:
+            return
+        text = self._shared.encode(None, self._bot_data)
+        if text == self._bot_text:
+            return
+        async with self._shared.begin([None]) as unit:
+            stored = cast("Document", unit.bot)
+            self._merge_bot(stored)
+            text = self._shared.encode(None, self._bot_data)
+            become(stored.value, self._shared.document(None, text).value)
+        self._bot_text = text
+
+    def _merge_bot(self, stored: Document) -> None:
+        if stored.text == self._bot_text:
+            return
+        base = self._shared.document(None, self._bot_text)
+        self._shared.merge(base.value, self._bot_data, stored.value)
+        self._bot_text = stored.text
+
+    async def _trim(self) -> None:
+        if time.monotonic() < self._trim_at:
+            return
+        self._trim_at = time.monotonic() + _TRIM_EVERY
+        store = cast("Shareable", self._kv.store)
+        at = time.time_ns() // 1_000_000
+        if (cache := self._cache()) is not None:
+            await store.trim(keys.CALLBACK, older_than=at, newest=cache.maxsize)
+        if self._kv.deduplicates:
+            await store.trim(keys.UPDATE, older_than=at - _REMEMBERED, newest=0)
+
+    async def _tell(self, errors: Iterable[EncodeError]) -> None:
+        for error in errors:
+            await self.process_error(None, error)
+
+
+class _Sent(dict[str, Any]):
+    """Keyboards that are sent outside of any update: noted, and not to be found."""
+
+    def __init__(self, note: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def __setitem__(self, name: str, keyboard: Any) -> None:
+        self._note(name, keyboard)
