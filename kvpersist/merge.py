@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 
-def merge(base: Any, mine: Any, theirs: Any, encode: Callable[[Any], bytes]) -> list[Any]:
+def merge(
+    base: dict[Any, Any],
+    mine: dict[Any, Any],
+    theirs: dict[Any, Any],
+    encode: Callable[[Any], bytes],
+) -> list[Any]:
     """Take over into `mine` what is different in `theirs` than it was in `base`.
 
-    Where both have changed the same key, `mine` stays as it is. A document that is no dict is like
-    one key.
+    Where both have changed the same key, `mine` stays as it is.
 
     Args:
         base: What both began with.
@@ -19,11 +23,8 @@ def merge(base: Any, mine: Any, theirs: Any, encode: Callable[[Any], bytes]) -> 
         encode: Tells values apart.
 
     Returns:
-        The keys that both have changed, each in its own way; None for a document that is no dict.
+        The keys that both have changed, each in its own way.
     """
-    if not isinstance(mine, dict):
-        changed = {encode(theirs)} - {encode(base), encode(mine)}
-        return [None] if changed else []
 
     def texts(document: dict[Any, Any]) -> dict[Any, bytes]:
         return {key: encode(value) for key, value in document.items()}

@@ -61,13 +61,24 @@ class Shared:
         """Return a document that nobody has changed."""
         return self.encode(name, self._kind(name)())
 
-    def merge(self, base: Any, mine: Any, theirs: Any) -> None:
-        """Take over into ``bot_data`` what another worker has made of it since it was `base`."""
-        if conflicts := merge(base, mine, theirs, self._rows.codec.encode):
+    def merge_bot(self, base: bytes | None, mine: Any, theirs: Document) -> None:
+        """Take over into ``bot_data`` what another worker has made of it since it was `base`.
+
+        One that is no dict is like one key.
+        """
+        was = self.document(None, base)
+        if isinstance(mine, dict):
+            conflicts = [*map(repr, merge(was.value, mine, theirs.value, self._rows.codec.encode))]
+        else:
+            text, old, new = (self.encode(None, value) for value in (mine, was.value, theirs.value))
+            conflicts = [] if text == new or old in {text, new} else ["all of it"]
+            if text == old:
+                become(mine, theirs.value)
+        if conflicts:
             _LOGGER.warning(
                 "bot: %s was changed here and by another worker, which lost; see "
                 'KVPersistence.lock("bot")',
-                ", ".join(map(repr, conflicts)),
+                ", ".join(conflicts),
             )
 
     def bot_text(self, text: bytes | None, version: int) -> bytes | None:

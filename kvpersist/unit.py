@@ -120,8 +120,7 @@ class Unit:
         if self.bot is None:
             self.bot = theirs
         else:
-            base = self.shared.document(None, self.bot.text)
-            self.shared.merge(base.value, self.bot.value, theirs.value)
+            self.shared.merge_bot(self.bot.text, self.bot.value, theirs)
             self.bot.text = theirs.text
         self._bot_version = version
 

@@ -415,8 +415,7 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
     def _merge_bot(self, stored: Document) -> None:
         if stored.text == self._bot_text:
             return
-        base = self._shared.document(None, self._bot_text)
-        self._shared.merge(base.value, self._bot_data, stored.value)
+        self._shared.merge_bot(self._bot_text, self._bot_data, stored)
         self._bot_text = stored.text
 
     async def _trim(self) -> None:

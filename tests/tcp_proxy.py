@@ -16,6 +16,8 @@ class TcpProxy:
         requests: How often clients sent something, a statement of few rows each time.
         swallow: Whether the next answer is swallowed, and its connection cut.
         is_down: Whether new connections are cut at once.
+        swallow_to: The answer to a request that has this in it is swallowed, once.
+        lose: A request that has this in it is not passed on, but its connection cut, once.
     """
 
     def __init__(self, to_port: int) -> None:
@@ -27,6 +29,8 @@ class TcpProxy:
         self.requests = 0
         self.swallow = False
         self.is_down = False
+        self.swallow_to = b""
+        self.lose = b""
 
     def cut(self) -> None:
         """Cut all connections there are."""
@@ -58,6 +62,12 @@ class TcpProxy:
         while data := await _read(reader):
             self.requests += 1
             self._last = writer
+            if self.lose and self.lose in data:
+                self.lose = b""
+                return
+            if self.swallow_to and self.swallow_to in data:
+                self.swallow_to = b""
+                self.swallow = True
             writer.write(data)
 
     async def _answer(self, reader: StreamReader, writer: StreamWriter) -> None:

@@ -32,7 +32,7 @@ async def running(
             yield bot
         finally:
             await bot.app.stop()
-    assert bot.errors == []
+    assert bot.errors == [], bot.errors
 
 
 def build(store: Store, *handlers: Handler, jobs: bool = False, **options: Any) -> Bot:

@@ -1,0 +1,386 @@
+"""Workers whose server, network or handlers fail: an update is whole, or it has never been."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from handlers import remember, text
+from postgres_server import PASSWORD, PostgresServer
+from storages import PostgresStorage
+from tcp_proxy import TcpProxy, proxied
+from telegram import Update
+from telegram.ext import TypeHandler
+from through import until
+from workers import workers
+
+from kvpersist import ConflictError, LockError, OpenError, UnavailableError, WriteError
+from kvpersist.stores.postgres import PostgresStore
+from kvpersist.stores.postgres_transaction import PostgresTransaction
+from kvpersist.stores.store import Changed, LockMore
+
+COMMIT = b"COMMIT AND CHAIN"
+
+
+@pytest.fixture
+def bot(postgres: PostgresServer) -> PostgresStorage:
+    """A schema of its own."""
+    return PostgresStorage(postgres)
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A server that the test may end."""
+    server = PostgresServer("fsync=on")  # and all else as it is by default
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+async def proxy(postgres: PostgresServer) -> AsyncIterator[TcpProxy]:
+    """A network to the server."""
+    async with proxied(postgres.port) as network:
+        yield network
+
+
+@asynccontextmanager
+async def shared(
+    bot: PostgresStorage, port: int | None = None, **options: Any
+) -> AsyncIterator[PostgresStore]:
+    """Open a store as a worker does, and have its connections used once."""
+    store = PostgresStore(bot.server.url(port=port), schema=bot.schema, **options)
+    store.share()
+    await store.open()
+    async with store.transaction() as transaction:
+        await transaction.lock(["bot"])
+    yield store
+    await store.close()
+
+
+async def write(transaction: PostgresTransaction, **changes: bytes | None) -> None:
+    """Commit rows of users."""
+
+    async def prepare(_: LockMore) -> Changed:
+        return {f"user/{name[1:]}": value for name, value in changes.items()}
+
+    await transaction.commit(prepare)
+
+
+async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """The server tells what has become of it, and nobody hears of the loss."""
+    async with shared(bot, proxy.port) as store, store.transaction() as transaction:
+        await transaction.lock(["user/1"])
+        proxy.swallow_to = COMMIT
+        await write(transaction, _1=b"1")
+        assert [row[:3] for row in bot.all_columns()] == [("user/1", "1", 1)]
+
+
+async def test_a_commit_that_is_lost_before_it_arrives_is_made_again(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """The documents are locked again, and are as they were."""
+    async with shared(bot, proxy.port) as store, store.transaction() as transaction:
+        await transaction.lock(["user/1"])
+        proxy.lose = COMMIT
+        await write(transaction, _1=b"1")
+        assert [row[:3] for row in bot.all_columns()] == [("user/1", "1", 1)]
+
+
+@pytest.mark.parametrize("lost", [COMMIT, b"unnest"])
+async def test_nothing_that_others_have_written_meanwhile_is_overwritten(
+    bot: PostgresStorage, proxy: TcpProxy, lost: bytes
+) -> None:
+    """Once its locks are lost, another worker may be faster: then the first one has lost."""
+    async with (
+        shared(bot, proxy.port) as store,
+        shared(bot) as other,
+        store.transaction() as transaction,
+    ):
+        await transaction.lock(["user/1", "user/2"])
+
+        async def overtake() -> None:
+            async with other.transaction() as overtaking:
+                await overtaking.lock(["user/2"])
+                await write(overtaking, _2=b'"other"')
+            proxy.is_down = False
+
+        proxy.lose = lost
+        proxy.is_down = True
+        overtaking = asyncio.create_task(overtake())
+        with pytest.raises(ConflictError) as caught:
+            await write(transaction, _1=b'"mine"')
+        await overtaking
+        assert caught.value.keys == ("user/2",)
+    assert bot.rows == {"user/2": b'"other"'}
+
+
+async def test_an_update_that_only_reads_does_not_care(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """There is nothing that could be lost at its end."""
+    async with shared(bot, proxy.port) as store:
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
+            proxy.lose = COMMIT
+            await write(transaction)
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
+            await write(transaction, _1=b"1")
+    assert bot.rows == {"user/1": b"1"}
+
+
+async def test_documents_are_locked_again_if_the_connection_is_lost_in_between(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """Also those that a handler asks for later; an idle connection that was cut costs nothing."""
+    async with shared(bot, proxy.port) as store:
+        proxy.cut()
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
+            proxy.cut()
+            assert await transaction.lock(["user/2"]) == {}
+            proxy.cut()
+            await write(transaction, _1=b"1", _2=b"2")
+    assert bot.rows == {"user/1": b"1", "user/2": b"2"}
+
+
+async def test_a_server_that_stays_away_is_told(bot: PostgresStorage, proxy: TcpProxy) -> None:
+    """After `timeout` seconds; and it is told too that a commit may have been made."""
+    async with shared(bot, proxy.port, timeout=0.5) as store:
+        for lost, is_in_doubt in ((COMMIT, True), (b"unnest", False)):
+            async with store.transaction() as transaction:
+                await transaction.lock(["user/1"])
+                proxy.lose = lost
+                proxy.is_down = True
+                with pytest.raises(UnavailableError) as caught:
+                    await write(transaction, _1=b"1")
+                assert ("whether it was made" in str(caught.value)) == is_in_doubt
+                assert PASSWORD not in str(caught.value)
+                proxy.is_down = False
+                with pytest.raises(UnavailableError):  # it is over
+                    await transaction.lock(["user/1"])
+    assert bot.rows == {}
+
+
+async def test_a_restart_of_the_server_in_the_middle_of_updates_loses_nothing(
+    own_server: PostgresServer,
+) -> None:
+    """They lock again what they had, and go on; nobody hears of it."""
+    bot = PostgresStorage(own_server)
+    inside: list[int] = []
+    go_on = asyncio.Event()
+
+    async def wait(update: Update, context: Any) -> None:
+        await remember(update, context)
+        inside.append(1)
+        await go_on.wait()
+
+    async with workers(bot, lambda: [TypeHandler(Update, wait)]) as (first, second):
+        updates = asyncio.gather(
+            first.say("a", chat_id=1), second.say("a", chat_id=2), second.say("b", chat_id=2)
+        )
+        await until(lambda: len(inside) == 2)
+        await asyncio.to_thread(own_server.kill)
+        go_on.set()
+        await asyncio.to_thread(own_server.start)
+        await updates
+        await first.say("c", chat_id=1)
+    assert bot.rows["chat/1"] == b'{"said":["a","c"]}'
+    assert bot.rows["chat/2"] == b'{"said":["a","b"]}'
+
+
+async def test_an_update_without_a_server_is_told_and_not_handled(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """No handler runs; when the server is back the same update can come again."""
+    storage = PostgresStorage(bot.server, port=proxy.port)
+    async with workers(storage, lambda: [text(remember)], 1, store={"timeout": 0.3}) as (worker,):
+        await worker.say("one")
+        proxy.is_down = True
+        proxy.cut()
+        await worker.say("two")
+        (error,) = worker.errors
+        assert isinstance(error, UnavailableError)
+        worker.errors.clear()
+        proxy.is_down = False
+        await worker.say("two")
+    assert storage.rows["chat/1"] == b'{"said":["one","two"]}'
+
+
+async def test_whoever_waits_too_long_hears_for_what(bot: PostgresStorage) -> None:
+    """It names the document, and the process of the server that has it."""
+    async with shared(bot, hold_timeout=0.1) as store:
+        async with shared(bot) as other, other.transaction() as transaction:
+            await transaction.lock(["user/1", "user/5"])
+            async with store.transaction() as waiting:
+                with pytest.raises(LockError) as caught:
+                    await waiting.lock(["user/5", "user/6"])
+                assert caught.value.keys == ("user/5",)
+                assert "user/5 has process" in str(caught.value)
+                with pytest.raises(LockError):
+                    await write(waiting, _6=b"1")
+        async with store.transaction() as transaction:  # the connection can be used again
+            await transaction.lock(["user/5"])
+    assert bot.rows == {}
+
+
+async def test_a_worker_that_says_nothing_loses_its_documents(bot: PostgresStorage) -> None:
+    """After `hold_timeout` another one has them; the first one's update has never been."""
+    is_inside = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def work(update: Update, context: Any) -> None:
+        await remember(update, context)
+        assert update.message is not None
+        if update.message.text == "slow":
+            is_inside.set()
+            await go_on.wait()
+
+    handlers = [TypeHandler(Update, work)]
+    async with workers(bot, lambda: handlers, store={"hold_timeout": 0.2}) as (first, second):
+        slow = asyncio.create_task(first.say("slow"))
+        await is_inside.wait()
+        await second.say("fast")
+        go_on.set()
+        await slow
+        (error,) = first.errors
+        assert isinstance(error, ConflictError)
+        first.errors.clear()
+    assert bot.rows["chat/1"] == b'{"said":["fast"]}'
+
+
+async def test_a_slow_handler_that_nobody_waits_for_loses_nothing(bot: PostgresStorage) -> None:
+    """The server has taken its locks, but nobody else has written."""
+
+    async def work(update: Update, context: Any) -> None:
+        await remember(update, context)
+        query = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND query ~ $1"
+        while await asyncio.to_thread(bot.server.query, query, rf"{bot.schema}.*kvpersist_lock"):
+            pass
+
+    handlers = [TypeHandler(Update, work)]
+    async with workers(bot, lambda: handlers, 1, store={"hold_timeout": 0.05}) as (worker,):
+        await worker.say("slow")
+    assert bot.rows["chat/1"] == b'{"said":["slow"]}'
+
+
+async def test_two_handlers_that_want_each_others_user_do_not_wait_for_ever(
+    bot: PostgresStorage,
+) -> None:
+    """One gives way, and its update has never been; its error handler hears why."""
+    inside: list[int] = []
+    both_inside = asyncio.Event()
+
+    async def give(update: Update, context: Any) -> None:
+        assert update.effective_user is not None
+        inside.append(1)
+        if len(inside) == 2:
+            both_inside.set()
+        await both_inside.wait()
+        context.user_data["given"] = 1
+        async with context.application.persistence.edit("user", 3 - update.effective_user.id) as to:
+            to["got"] = 1
+
+    async with workers(bot, lambda: [TypeHandler(Update, give)]) as (first, second):
+        await asyncio.gather(first.say("x", chat_id=1), second.say("x", chat_id=2))
+        errors = [*first.errors, *second.errors]
+        assert {type(error) for error in errors} == {LockError}
+        assert "gives way" in str(errors[0])
+        first.errors.clear()
+        second.errors.clear()
+    given, got = (bot.rows[f"user/{user_id}"] for user_id in (1, 2))
+    assert sorted([given, got]) == [b'{"given":1}', b'{"got":1}']
+
+
+async def test_a_row_that_the_server_refuses_is_told(bot: PostgresStorage) -> None:
+    """With the reason; the connection goes on."""
+    async with shared(bot) as store:
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
+            with pytest.raises(WriteError, match="json"):
+                await write(transaction, _1=b"no json")
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
+            await write(transaction, _1=b"1")
+        with pytest.raises(WriteError, match="edit"):
+            await store.apply({"user/1": b"2"})
+    assert bot.rows == {"user/1": b"1"}
+
+
+async def test_a_table_that_is_gone_is_told(bot: PostgresStorage) -> None:
+    """It is no fault of the rows."""
+    async with shared(bot) as store:
+        bot.server.query(f"ALTER TABLE {bot.schema}.documents RENAME TO gone")
+        async with store.transaction() as transaction:
+            with pytest.raises(UnavailableError, match="documents"):
+                await transaction.lock(["user/1"])
+        with pytest.raises(WriteError, match="documents"):
+            await store.trim("callback/", older_than=0, newest=0)
+
+
+async def test_a_store_that_is_not_shared_has_no_transactions(bot: PostgresStorage) -> None:
+    """It has one owner, who needs none."""
+    store = bot.store()
+    with pytest.raises(OpenError):
+        async with store.transaction():
+            pass
+    await store.close()
+
+
+_VICTIM = """
+import asyncio, sys
+from kvpersist.stores.postgres import PostgresStore
+
+async def main() -> None:
+    store = PostgresStore(sys.argv[1], schema=sys.argv[2])
+    store.share()
+    async with store.transaction() as transaction:
+        await transaction.lock(["user/1"])
+
+        async def prepare(lock):
+            async def never():
+                print("inside", flush=True)
+                await asyncio.Event().wait()
+            await never()
+
+        await transaction.commit(prepare)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_worker_lets_go_at_once(bot: PostgresStorage) -> None:
+    """SIGKILL in the middle of an update: others have its documents, as they were."""
+    async with shared(bot) as store:
+        victim = subprocess.Popen(
+            [sys.executable, "-c", _VICTIM, bot.server.url(), bot.schema],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert victim.stdout is not None
+        assert await asyncio.to_thread(victim.stdout.readline) == "inside\n"
+        victim.send_signal(signal.SIGKILL)
+        async with store.transaction() as transaction:
+            assert await transaction.lock(["user/1"]) == {}
+            await write(transaction, _1=b"1")
+        victim.wait()
+        victim.stdout.close()
+    assert bot.rows == {"user/1": b"1"}
+
+
+async def test_ten_workers_can_start_at_once(bot: PostgresStorage) -> None:
+    """On an empty schema: one makes the tables, and the function, and all have them."""
+    stores = [bot.store() for _ in range(10)]
+    for store in stores:
+        store.share()
+    await asyncio.gather(*(store.open() for store in stores))
+    await asyncio.gather(*(store.close() for store in stores))
+    query = "SELECT count(*) FROM pg_proc WHERE proname = 'kvpersist_lock' AND prosrc ~ $1"
+    assert bot.server.query(query, rf"{bot.schema}\M") == [(1,)]
