@@ -56,21 +56,18 @@ def check(handler: Conversation) -> None:
 def key_of(handler: Conversation, update: Update) -> Key | None:
     """Return which conversation of a handler an update belongs to, as PTB does; None for none."""
     chat, user, query = update.effective_chat, update.effective_user, update.callback_query
-    if (handler.per_chat and not chat) or (handler.per_user and not user):
-        return None
-    key: list[int | str] = []
-    if handler.per_chat and chat:
-        key.append(chat.id)
-    if handler.per_user and user:
-        key.append(user.id)
+    message: int | str | None = None
+    if query is not None:
+        of_chat = query.message.message_id if query.message is not None else None
+        message = query.inline_message_id or of_chat
+    parts: list[int | str | None] = []
+    if handler.per_chat:
+        parts.append(chat.id if chat else None)
+    if handler.per_user:
+        parts.append(user.id if user else None)
     if handler.per_message:
-        if query is None:
-            return None
-        if query.inline_message_id:
-            key.append(query.inline_message_id)
-        elif query.message is not None:
-            key.append(query.message.message_id)
-    return tuple(key)
+        parts.append(message)
+    return None if None in parts else tuple(cast("list[int | str]", parts))
 
 
 def put(handler: Conversation, key: Key, state: object) -> None:

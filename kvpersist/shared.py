@@ -122,7 +122,7 @@ class Shared:
                 turn = self._turns.setdefault(key, asyncio.Lock())
                 await stack.enter_async_context(turn)
             transaction = await stack.enter_async_context(self._store.transaction())
-            unit = Unit(self, transaction, names)
+            unit = Unit(self, transaction)
             await unit.load(names, locks=locks, reads=reads)
             token = UNIT.set(unit)
             try:
@@ -136,6 +136,7 @@ class Shared:
     @asynccontextmanager
     async def edit(self, name: Name | None) -> AsyncIterator[Any]:
         """Have one document while the body runs: see `KVPersistence.edit`."""
+        self._kind(name)
         if (unit := self.unit()) is not None:
             async with self._edit_within(unit, name) as value:
                 yield value

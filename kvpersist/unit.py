@@ -42,14 +42,13 @@ class Unit:
         refused: After `commit`, why some documents were left as they were.
         keyboards: What PTB's cache of callback data has, while this goes on.
         queries: Likewise, of which keyboards buttons were pressed.
+        own: Documents that get a row though there is nothing in them, if `is_handled`.
         tasks: Handlers with ``block=False``, which are a part of this.
         is_handled: Whether there was a handler for the update.
         is_over: Whether it has no documents any more.
     """
 
-    def __init__(
-        self, shared: Shared, transaction: Transaction, own: Iterable[Name | None]
-    ) -> None:
+    def __init__(self, shared: Shared, transaction: Transaction) -> None:
         self.shared = shared
         self.documents: dict[Name, Document] = {}
         self.bot: Document | None = None
@@ -59,10 +58,10 @@ class Unit:
         self.refused: list[EncodeError] = []
         self.keyboards: dict[str, Any] = {}
         self.queries: dict[str, str] = {}
+        self.own: set[Name] = set()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.is_handled = False
         self.is_over = False
-        self._own = {*own}
         self._transaction = transaction
         self._bot_version = -1  # not known
         self._is_begun = False
@@ -179,7 +178,7 @@ class Unit:
     def _text(self, name: Name, document: Document) -> bytes | None:
         """Return what a row is to hold: None for one that was dropped, or of nobody's."""
         text = self.shared.encode(name, document.value)
-        is_nobodys = document.text is None and not (self.is_handled and name in self._own)
+        is_nobodys = document.text is None and not (self.is_handled and name in self.own)
         if (document.is_dropped or is_nobodys) and text == self.shared.encode_new(name):
             return None
         return text

@@ -182,13 +182,15 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
             raise ConfigurationError(
                 "a handler cannot handle another update; put it into application.update_queue"
             )
-        names = dict.fromkeys([*used_by(update), *moved_by(update)])
+        own = {*used_by(update)}
         steps = self._steps(update)
         record = self._record(update)
         reads = self._keyboard_rows(update)
+        names = own.union(moved_by(update))
         async with self._shared.begin(names, locks=[*steps, *record], reads=reads) as unit:
             if unit.rows.keys() & record:
                 return False
+            unit.own = own
             unit.changes |= record
             await self._handle(update, unit, steps)
         await self._tell(unit.refused)

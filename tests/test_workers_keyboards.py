@@ -10,7 +10,7 @@ from bots import press_update, text_update
 from handlers import text
 from postgres_server import PostgresServer
 from storages import PostgresStorage, rows_of
-from telegram import InlineKeyboardButton, InlineKeyboardMarkup, Update
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup, Message, Update
 from telegram.ext import CallbackQueryHandler, InvalidCallbackData
 from through import until
 from workers import workers
@@ -42,7 +42,8 @@ async def take(update: Update, context: Any) -> None:
     context.chat_data.setdefault("pressed", []).append(
         "invalid" if isinstance(query.data, InvalidCallbackData) else query.data
     )
-    if query.message is not None:
+    if isinstance(query.message, Message):
+        assert query.message.reply_markup is not None
         (row,) = query.message.reply_markup.inline_keyboard
         context.chat_data["seen"] = [str(button.callback_data) for button in row]
 
