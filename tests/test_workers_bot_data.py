@@ -232,7 +232,7 @@ async def test_one_that_is_no_dict_is_like_one_key(
 
     meeting = Meeting()
     meeting.change = change  # type: ignore[method-assign]
-    options: dict[str, Any] = {"context_types": types}
+    options: dict[str, Any] = {"context_types": types, "jobs": True}
     async with workers(bot, lambda: [TypeHandler(Update, add)], **options) as (first, second):
         await first.say("x")
         await second.say("x")
@@ -241,7 +241,20 @@ async def test_one_that_is_no_dict_is_like_one_key(
         await asyncio.gather(first.say("a", chat_id=1), second.say("b", chat_id=2))
         first.app.bot_data.theme = "of a job"
         await first.save()
-    assert bot.rows["bot"] == b'{"theme":"of a job","count":2}'
+        seen: list[int] = []
+
+        async def look(context: Any) -> None:
+            seen.append(context.bot_data.count)
+
+        script = persistence_of(bot, context_types=types)
+        async with script.edit("bot") as data:
+            data.count = 5
+        for turn in (1, 2):
+            cast("Any", second.app.job_queue).run_once(look, 0)
+            await until(lambda turn=turn: len(seen) == turn)  # type: ignore[misc]
+        assert seen == [5, 5]
+        await script.flush()
+    assert bot.rows["bot"] == b'{"theme":"of a job","count":5}'
     assert len(caplog.messages) >= 1
 
 

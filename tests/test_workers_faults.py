@@ -17,7 +17,7 @@ from storages import PostgresStorage
 from tcp_proxy import TcpProxy, proxied
 from telegram import Update
 from telegram.ext import TypeHandler
-from through import until
+from through import settle, until
 from workers import workers
 
 from kvpersist import ConflictError, LockError, OpenError, UnavailableError, WriteError
@@ -150,6 +150,50 @@ async def test_documents_are_locked_again_if_the_connection_is_lost_in_between(
             proxy.cut()
             await write(transaction, _1=b"1", _2=b"2")
     assert bot.rows == {"user/1": b"1", "user/2": b"2"}
+
+
+async def test_a_commit_of_which_the_new_server_never_heard_is_made_again(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """After a failover without a synchronous standby: its transaction ids are behind."""
+    async with shared(bot, proxy.port) as store, store.transaction() as transaction:
+        await transaction.lock(["user/1"])
+        transaction._sent = str(2**40 + 5000)
+        proxy.cut()
+        await write(transaction, _1=b"1")
+    assert bot.rows == {"user/1": b"1"}
+
+
+async def test_a_connection_that_cannot_begin_is_given_up(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """And so is one that has died while nobody used it; the next one does."""
+    async with shared(bot, proxy.port) as store:
+        proxy.cut()
+        await settle()
+        proxy.lose = b"BEGIN ISOLATION"
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
+            await write(transaction, _1=b"1")
+    assert bot.rows == {"user/1": b"1"}
+
+
+async def test_a_bot_of_its_own_that_has_come_in_between_is_told(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """The worker's network was gone; now the other one must be stopped first."""
+    async with shared(bot, proxy.port, hold_timeout=0.1) as store:
+        proxy.is_down = True
+        proxy.cut()
+        alone = bot.store(lock_timeout=30)
+        await alone.open()
+        proxy.is_down = False
+        async with store.transaction() as transaction:
+            with pytest.raises(LockError, match="stop that one first"):
+                await transaction.lock(["user/1"])
+        await alone.close()
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
 
 
 async def test_a_server_that_stays_away_is_told(bot: PostgresStorage, proxy: TcpProxy) -> None:

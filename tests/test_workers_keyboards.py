@@ -30,6 +30,7 @@ async def offer(update: Update, context: Any) -> None:
     """Send buttons with data."""
     assert update.effective_chat is not None
     buttons = [InlineKeyboardButton(name, callback_data=(name, 1)) for name in ("tea", "cake")]
+    buttons.append(InlineKeyboardButton("link", url="https://example.org"))
     await context.bot.send_message(
         update.effective_chat.id, "?", reply_markup=InlineKeyboardMarkup.from_row(buttons)
     )
@@ -45,7 +46,7 @@ async def take(update: Update, context: Any) -> None:
     if isinstance(query.message, Message):
         assert query.message.reply_markup is not None
         (row,) = query.message.reply_markup.inline_keyboard
-        context.chat_data["seen"] = [str(button.callback_data) for button in row]
+        context.chat_data["seen"] = [str(button.callback_data) for button in row[:2]]
 
 
 async def take_once(update: Update, context: Any) -> None:
@@ -191,6 +192,18 @@ async def test_the_oldest_are_removed_when_they_are_too_many(
         assert len(rows_of(bot, "update/")) == 6
         await first.receive(press_update(newest))
     assert b'"invalid"' not in bot.rows["chat/1"]
+
+
+@pytest.mark.parametrize("options", [{"deduplicate": True}, OPTIONS])
+async def test_only_what_is_kept_is_looked_for(
+    bot: PostgresStorage, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Ids of updates, keyboards, or both."""
+    monkeypatch.setattr(workers_module, "_TRIM_EVERY", 0.0)
+    async with workers(bot, _handlers, 1, **options) as (worker,):
+        bot.write("update/1", "{}")
+        await worker.save()
+    assert ("update/1" in bot.rows) != ("deduplicate" in options)
 
 
 async def test_data_that_cannot_be_stored_is_told(bot: PostgresStorage) -> None:

@@ -143,6 +143,15 @@ async def test_a_worker_that_is_not_running_handles_nothing(bot: PostgresStorage
         await worker.say("hi")
 
 
+async def test_a_worker_that_is_running_cannot_be_shut_down(bot: PostgresStorage) -> None:
+    """As PTB says; it goes on."""
+    async with workers(bot, lambda: [text(remember)], 1) as (worker,):
+        with pytest.raises(RuntimeError, match="still running"):
+            await worker.app.shutdown()
+        await worker.say("hi")
+    assert bot.rows["chat/1"] == b'{"said":["hi"]}'
+
+
 async def test_a_worker_that_cannot_start_says_why(bot: PostgresStorage) -> None:
     """And can be started again, when the server is there."""
     async with proxied(bot.server.port) as proxy:
@@ -206,6 +215,7 @@ async def test_a_bot_without_bot_data_and_chat_data_works(bot: PostgresStorage) 
         await first.say("hi")
         await second.say("ho")
         await first.save()
+        await first.app.process_update("no update")
         assert first.app.bot_data == {"said": ["hi"]}
         assert first.app.user_data[1] == {}
     assert bot.rows == {"chat/1": b'{"said":["hi","ho"]}', "chat/5": b'{"seen":true}'}
@@ -229,6 +239,7 @@ async def test_nothing_can_be_put_into_memory_from_outside(bot: PostgresStorage)
     """PTB moves the data of chats; that of a chat which is not here cannot be moved."""
     async with workers(bot, lambda: [ANY], 1) as (worker,):
         table: Any = worker.app._chat_data
+        assert repr(table.get(1)) == "<chat/1, which is not in memory>"
         with pytest.raises(NotInMemoryError):
             table[1] = {}
         assert list(table) == []
@@ -254,6 +265,23 @@ async def test_a_keyboard_of_a_job_is_kept_until_it_can_be_written(bot: Postgres
             proxy.is_down = False
             await worker.save()
             assert len(rows_of(storage, "callback/")) == 1
+
+
+async def test_a_worker_ends_when_what_it_has_begun_is_written(bot: PostgresStorage) -> None:
+    """A keyboard that was sent in the last moment."""
+    async with workers(bot, lambda: [ANY], 1, arbitrary_callback_data=True) as (worker,):
+        await worker.ask(1)
+    assert len(rows_of(bot, "callback/")) == 1
+
+
+async def test_what_is_not_stored_can_be_moved_from_anywhere(bot: PostgresStorage) -> None:
+    """It is in the memory of this worker alone."""
+    kept = PersistenceInput(chat_data=False)
+    async with workers(bot, lambda: [text(remember)], 1, store_data=kept) as (worker,):
+        await worker.say("hi")
+        worker.app.migrate_chat_data(old_chat_id=1, new_chat_id=2)
+        await worker.save()
+        assert worker.app.chat_data[2] == {"said": ["hi"]}
 
 
 async def test_a_ptb_that_keeps_callback_data_otherwise_is_refused(
