@@ -186,6 +186,9 @@ class Unit:
     async def _change_bot(self, changes: dict[str, bytes | None], lock: LockMore) -> None:
         if self.bot is None or (text := self.shared.encode(None, self.bot.value)) == self.bot.text:
             return
+        is_nobodys = self.bot.text is None and not self.is_handled
+        if is_nobodys and text == self.shared.encode_new(None):
+            return
         if not self._has_bot:
             self._take_bot(await lock([BOT], (), {BOT: self._bot_version}))
             text = self.shared.encode(None, self.bot.value)

@@ -388,7 +388,10 @@ async def test_a_script_reads_what_workers_have_written(bot: PostgresStorage) ->
             await worker.say("hi", chat_id=chat_id)
         script = persistence_of(bot)
         found = {chat_id: data async for chat_id, data in script.documents("chat")}
+        async with script.edit("user", 7):
+            pass
         await script.flush()
+        assert "user/7" not in bot.rows
     assert found == {1: {"said": ["hi"]}, 2: {"said": ["hi"]}}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +22,14 @@ from telegram.ext import TypeHandler
 from through import settle, until
 from workers import workers
 
-from kvpersist import ConflictError, LockError, OpenError, UnavailableError, WriteError
+from kvpersist import (
+    ConflictError,
+    KVPersistence,
+    LockError,
+    OpenError,
+    UnavailableError,
+    WriteError,
+)
 from kvpersist.stores.postgres import PostgresStore
 from kvpersist.stores.postgres_transaction import PostgresTransaction
 from kvpersist.stores.store import Changed, LockMore
@@ -428,3 +437,41 @@ async def test_ten_workers_can_start_at_once(bot: PostgresStorage) -> None:
     await asyncio.gather(*(store.close() for store in stores))
     query = "SELECT count(*) FROM pg_proc WHERE proname = 'kvpersist_lock' AND prosrc ~ $1"
     assert bot.server.query(query, rf"{bot.schema}\M") == [(1,)]
+
+
+async def test_no_update_is_lost_or_doubled_when_a_standby_takes_over() -> None:
+    """The primary is killed under writes; counters are right on the synchronous standby."""
+    settings = "synchronous_commit=remote_apply", "synchronous_standby_names='standby'"
+    primary = PostgresServer(*settings)
+    standby = PostgresServer("synchronous_standby_names=''", standby_of=primary)
+    try:
+        while primary.query("SELECT sync_state FROM pg_stat_replication") != [("sync",)]:  # noqa: ASYNC110  the server tells nobody
+            await asyncio.sleep(0)
+        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+        store = PostgresStore(f"postgresql://postgres:{PASSWORD}@{hosts}/postgres", pool_size=5)
+        persistence = KVPersistence(store, shared=True)
+        acknowledged: Counter[int] = Counter()
+        is_over = False
+
+        async def count(chat_id: int) -> None:
+            while not is_over:
+                async with persistence.edit("chat", chat_id) as data:
+                    data["n"] = data.get("n", 0) + 1
+                acknowledged[chat_id] += 1
+
+        writers = [asyncio.create_task(count(chat_id)) for chat_id in range(5)]
+        await until(lambda: min(acknowledged[chat_id] for chat_id in range(5)) >= 20)
+        await asyncio.to_thread(primary.kill)
+        before = sum(acknowledged.values())
+        await asyncio.to_thread(standby.promote)
+        await until(lambda: sum(acknowledged.values()) > before + 100)
+        is_over = True
+        await asyncio.gather(*writers)
+        await persistence.flush()
+        rows = standby.query("SELECT key, value FROM documents")
+        assert {key: json.loads(value)["n"] for key, value in rows} == {
+            f"chat/{chat_id}": number for chat_id, number in acknowledged.items()
+        }
+    finally:
+        primary.remove()
+        standby.remove()
