@@ -14,7 +14,7 @@ from kvpersist.errors import ConfigurationError
 from kvpersist.keys import BOT, Name, document_key
 from kvpersist.merge import merge
 from kvpersist.rows import Rows
-from kvpersist.stores.store import Shareable
+from kvpersist.stores.store import Shareable, Versioned
 from kvpersist.unit import UNIT, Document, Unit
 
 _LOGGER = logging.getLogger("kvpersist")
@@ -36,8 +36,7 @@ class Shared:
         self._store = store
         self._rows = rows
         self.kind = kind
-        self.bot_version = 0
-        self._bot_text: bytes | None = None
+        self.known_bot: Versioned = (None, 0)
         # Who waits for what another update of this process has waits here, in the order in which
         # they came, and not each on a connection.
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -81,17 +80,9 @@ class Shared:
                 ", ".join(conflicts),
             )
 
-    def bot_text(self, text: bytes | None, version: int) -> bytes | None:
-        """Return ``bot_data`` as it was found, without its text if that is known; and know it."""
-        if text is not None:
-            self.note_bot(text, version)
-        elif version:
-            return self._bot_text
-        return text
-
     def note_bot(self, text: bytes, version: int) -> None:
         """Know ``bot_data``, so that it is not sent again with each update."""
-        self._bot_text, self.bot_version = text, version
+        self.known_bot = text, version
 
     def unit(self) -> Unit | None:
         """Return the unit that the running code is a part of."""

@@ -96,11 +96,12 @@ class Unit:
         if self._is_begun and not keys:
             return
         self._is_begun = True
-        known = {BOT: self._bot_version if self.bot is not None else self.shared.bot_version}
+        known_bot = self.shared.known_bot  # others may note another one meanwhile
+        known = {BOT: self._bot_version if self.bot is not None else known_bot[1]}
         found = await self._transaction.lock([*keys, *locks], [*reads, BOT], known=known)
         self.rows |= found
         if BOT in keys or self.bot is None:
-            self._take_bot(found)
+            self._take_bot(found, known_bot)
         self._has_bot = self._has_bot or BOT in keys
         for key, name in keys.items():
             if name is not None and name not in self.documents:  # a task may have been faster
@@ -110,12 +111,16 @@ class Unit:
     def _has(self, name: Name | None) -> bool:
         return self._has_bot if name is None else name in self.documents
 
-    def _take_bot(self, found: Mapping[str, Versioned]) -> None:
+    def _take_bot(self, found: Mapping[str, Versioned], known: Versioned) -> None:
         """Have ``bot_data`` as it was found, with what was changed here meanwhile."""
         text, version = found.get(BOT, (None, 0))
         if version == self._bot_version or self.shared.kind(None) is None:
             return
-        theirs = self.shared.document(None, self.shared.bot_text(text, version))
+        if text is not None:
+            self.shared.note_bot(text, version)
+        elif version:  # it is what was known, and so was not sent
+            text, _ = known
+        theirs = self.shared.document(None, text)
         if self.bot is None:
             self.bot = theirs
         else:
@@ -190,7 +195,8 @@ class Unit:
         if is_nobodys and text == self.shared.encode_new(None):
             return
         if not self._has_bot:
-            self._take_bot(await lock([BOT], (), {BOT: self._bot_version}))
+            known = self.bot.text, self._bot_version
+            self._take_bot(await lock([BOT], (), {BOT: self._bot_version}), known)
             text = self.shared.encode(None, self.bot.value)
         changes[BOT] = text
         self._written_bot = text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -83,18 +84,22 @@ class PostgresServer:
     def kill(self) -> None:
         """Kill it and all its children, as the machine's end would."""
         assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)  # so that it has no more children
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         self._process.kill()
         for child in children.split():
             with suppress(ProcessLookupError):
-                os.kill(int(child), 9)
+                os.kill(int(child), signal.SIGKILL)
         self._process.wait()
+        # One that still writes would do so into the files of the next server.
+        while any(_is_alive(int(child)) for child in children.split()):
+            pass
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
         """End it at once; what was committed stays."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(3)  # SIGQUIT: immediate shutdown
+            self._process.send_signal(signal.SIGQUIT)  # immediate shutdown
             self._process.wait()
 
     def remove(self) -> None:
@@ -158,3 +163,11 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in {"Z", "X"}

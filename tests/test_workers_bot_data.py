@@ -16,6 +16,7 @@ from through import until
 from workers import persistence_of, workers
 
 from kvpersist import ConfigurationError, EncodeError
+from kvpersist.stores.postgres_transaction import PostgresTransaction
 
 
 @pytest.fixture
@@ -288,3 +289,37 @@ async def test_lock_and_edit_say_where_they_work(bot: PostgresStorage) -> None:
     with pytest.raises(ConfigurationError, match="an id is an int"):
         async with script.edit("user"):
             pass
+
+
+async def test_an_answer_that_comes_late_takes_nothing_back(
+    bot: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one update was told of an older one is not what another has known."""
+    late = {f"chat/{chat_id}": (asyncio.Event(), asyncio.Event()) for chat_id in (2, 4)}
+    ask = PostgresTransaction.lock
+
+    async def lock(self: PostgresTransaction, keys: Any, *reads: Any, **known: Any) -> Any:
+        found = await ask(self, keys, *reads, **known)
+        for is_there, go_on in (late[key] for key in keys if key in late):
+            is_there.set()
+            await go_on.wait()
+        return found
+
+    async def note(update: Update, context: Any) -> None:
+        assert update.message is not None
+        if update.message.text != "nothing":
+            context.bot_data[update.message.text] = True
+
+    monkeypatch.setattr(PostgresTransaction, "lock", lock)
+    async with workers(bot, lambda: [TypeHandler(Update, note)]) as (first, second):
+        await second.say("one", chat_id=1)
+        older = asyncio.create_task(first.say("nothing", chat_id=2))
+        await late["chat/2"][0].wait()
+        await first.say("three", chat_id=3)
+        newer = asyncio.create_task(first.say("four", chat_id=4))
+        await late["chat/4"][0].wait()
+        late["chat/2"][1].set()
+        await older
+        late["chat/4"][1].set()
+        await newer
+    assert bot.rows["bot"] == b'{"one":true,"three":true,"four":true}'

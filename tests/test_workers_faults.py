@@ -46,7 +46,8 @@ def bot(postgres: PostgresServer) -> PostgresStorage:
 @pytest.fixture
 def own_server() -> Iterator[PostgresServer]:
     """A server that the test may end."""
-    server = PostgresServer("fsync=on")  # and all else as it is by default
+    # And all else as it is by default; but what nobody waits for is not on the disk soon.
+    server = PostgresServer("fsync=on", "wal_writer_delay=10s")
     yield server
     server.remove()
 
@@ -248,6 +249,78 @@ async def test_a_restart_of_the_server_in_the_middle_of_updates_loses_nothing(
         await first.say("c", chat_id=1)
     assert bot.rows["chat/1"] == b'{"said":["a","c"]}'
     assert bot.rows["chat/2"] == b'{"said":["a","b"]}'
+
+
+async def test_a_commit_that_a_crash_undid_is_not_taken_for_another_one(
+    own_server: PostgresServer,
+) -> None:
+    """A server that has forgotten a transaction gives its number to the next one."""
+    bot = PostgresStorage(own_server)
+    async with (
+        proxied(own_server.port) as proxy,
+        shared(bot, proxy.port) as store,
+        store.transaction() as transaction,
+    ):
+        await transaction.lock(["user/1"])
+        proxy.lose = COMMIT
+        proxy.is_down = True
+        writing = asyncio.create_task(write(transaction, _1=b"1"))
+        await until(lambda: transaction._sent is not None and transaction._connection is None)
+        await asyncio.to_thread(own_server.kill)
+        await asyncio.to_thread(own_server.start)
+        assert transaction._sent is not None
+        number = int(transaction._sent.transaction)
+        while (other := _next_number(own_server)) < number:
+            pass
+        assert other == number
+        proxy.is_down = False
+        await writing
+    assert bot.rows == {"user/1": b"1"}
+
+
+async def test_a_commit_whose_traces_are_gone_is_told(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """All that it has written was written again since: it may be that it was never made."""
+    async with (
+        shared(bot, proxy.port) as store,
+        shared(bot) as other,
+        store.transaction() as transaction,
+    ):
+        await transaction.lock(["user/1"])
+        proxy.swallow_to = COMMIT
+        proxy.is_down = True
+        writing = asyncio.create_task(write(transaction, _1=b"1"))
+        await until(lambda: transaction._sent is not None and transaction._connection is None)
+        async with other.transaction() as next_one:
+            await next_one.lock(["user/1"])
+            await write(next_one, _1=b"2")
+        proxy.is_down = False
+        with pytest.raises(UnavailableError, match="user/1 since; .* whether it was made"):
+            await writing
+    assert bot.rows == {"user/1": b"2"}
+
+
+@pytest.mark.parametrize("keys", [["user/1"], []], ids=["locked", "not locked"])
+@pytest.mark.parametrize("value", [b"1", None], ids=["put", "removed"])
+async def test_it_does_not_matter_what_the_commit_was_of(
+    bot: PostgresStorage, proxy: TcpProxy, keys: list[str], value: bytes | None
+) -> None:
+    """Rows that were removed leave no traces; keyboards, which nobody else has, are not locked."""
+    async with shared(bot, proxy.port) as store:
+        if value is None:
+            bot.write("user/1", "0")
+        async with store.transaction() as transaction:
+            await transaction.lock(keys, ["user/1"])
+            proxy.swallow_to = COMMIT
+            await write(transaction, _1=value)
+    assert [row[:3] for row in bot.all_columns()] == ([] if value is None else [("user/1", "1", 1)])
+
+
+def _next_number(server: PostgresServer) -> int:
+    """Have another transaction, and return its number."""
+    ((number,),) = server.query("SELECT pg_current_xact_id()::text::bigint")
+    return int(number)
 
 
 async def test_an_update_without_a_server_is_told_and_not_handled(

@@ -87,7 +87,10 @@ WRITE: Final = """
     )
 """
 """It has no fence, as `APPLY` has, but what xmin of each row must still be; 0 for a new one."""
-STATUS: Final = "SELECT pg_xact_status($1::text::xid8)"
+SETTLE: Final = """
+    SELECT pg_xact_status($1::text::xid8), count(*) FROM {schema}.documents
+    WHERE key = ANY($2::text[]) AND xmin::text::bigint = $3 AND updated_at = $4
+"""
 HOLDERS: Final = """
     SELECT (classid::bigint << 32) | objid::bigint AS lock, pid FROM pg_locks
     WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid <> pg_backend_pid()

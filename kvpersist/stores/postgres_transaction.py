@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -16,6 +16,7 @@ from kvpersist.errors import (
     StoreError,
     UnavailableError,
     WriteError,
+    some_of,
 )
 from kvpersist.stores.postgres_errors import FAILURES, LOST, is_fault_of_rows, words
 from kvpersist.stores.postgres_owner import in_use, lock_key
@@ -25,7 +26,7 @@ from kvpersist.stores.postgres_statements import (
     HOLDERS,
     LOCK,
     ROLLBACK,
-    STATUS,
+    SETTLE,
     WRITE,
     now,
 )
@@ -41,6 +42,14 @@ T = TypeVar("T")
 _RETRY_DELAY: Final = 0.2
 """Seconds between two tries to reach a server that is gone."""
 _DOUBT: Final = "; the answer to a commit was lost, and nobody can say yet whether it was made"
+
+
+class _Sent(NamedTuple):
+    """What was written before a commit: by which transaction, when, and what."""
+
+    transaction: str
+    at: int
+    changes: Changed
 
 
 class PostgresTransaction:
@@ -82,7 +91,7 @@ class PostgresTransaction:
         self._locked: dict[str, int] = {}
         self._read: dict[str, int] = {}
         self._wanted: Collection[str] = ()
-        self._sent: str | None = None  # the transaction whose end nobody has seen
+        self._sent: _Sent | None = None  # that whose end nobody has seen
         self._was_committed = False  # by a connection that was lost
         self._is_committed = False
         self._failure: StoreError | None = None
@@ -102,7 +111,7 @@ class PostgresTransaction:
         """Write, and let others have the documents; see `Transaction.commit`."""
         async with self._turn:
             await self._do(lambda: self._commit(prepare))
-        return int(self._sent or 0) % 2**32  # what xmin shows of it
+        return _xmin(self._sent.transaction) if self._sent is not None else 0
 
     async def end(self, *, at_once: bool) -> None:
         """Let others have the documents, if that was not done; nothing that is left is written.
@@ -161,27 +170,40 @@ class PostgresTransaction:
     async def _begin(self) -> None:
         """Begin, and have the same documents as before, if there was a before."""
         self._connection = await self._begun.acquire()
-        if not self._locked:
+        if not self._locked and self._sent is None:
             return
         found = await self._fetch_locked(self._locked, self._locked, self._locked)
+        versions = {key: version for key, (_, version) in found.items()}
+        changed = [key for key, version in self._locked.items() if versions.get(key, 0) != version]
         # Whoever has the locks knows that the transaction before has ended.
-        if self._sent is not None and await self._has_committed(self._sent):
+        if self._sent is not None and await self._has_committed(self._sent, changed):
             self._was_committed = True
             return
         self._sent = None
-        versions = {key: version for key, (_, version) in found.items()}
-        changed = [key for key, version in self._locked.items() if versions.get(key, 0) != version]
         if changed:
             raise ConflictError("written by somebody else meanwhile", keys=changed)
 
-    async def _has_committed(self, transaction: str) -> bool:
+    async def _has_committed(self, sent: _Sent, changed: Collection[str]) -> bool:
+        """Whether it was committed.
+
+        A server that has crashed knows nothing of transactions that had not committed, and gives
+        their numbers to others. So there must be a row that only this one can have written.
+        """
         try:
-            status = await self._fetch(STATUS, transaction)
+            ((status, traces),) = await self._fetch(
+                SETTLE, sent.transaction, [*sent.changes], _xmin(sent.transaction), sent.at
+            )
         except asyncpg.InvalidParameterValueError:  # of a future that this server never had
             await self.end(at_once=True)
             self._sent = None
             raise ConnectionError("it was lost with the server that it was sent to") from None
-        return bool(status[0][0] == "committed")
+        if status != "committed" or traces:
+            return bool(traces)
+        if changed and any(sent.changes.values()):
+            raise UnavailableError(
+                f"{self._shown}: somebody else has written {some_of([*changed])} since{_DOUBT}"
+            )
+        return bool(changed)  # what was to be removed is gone
 
     async def _lock(
         self, keys: Collection[str], reads: Collection[str], known: Mapping[str, int]
@@ -221,14 +243,15 @@ class PostgresTransaction:
             await self.end(at_once=True)
         self._is_committed = True
 
-    async def _write(self, changes: Changed) -> str:
+    async def _write(self, changes: Changed) -> _Sent:
         versions = {**self._read, **self._locked}
+        at = now()
         rows = await self._fetch(
             WRITE,
             [*changes],
             [None if text is None else text.decode() for text in changes.values()],
             [versions.get(key, 0) for key in changes],
-            now(),
+            at,
         )
         (transaction, written) = rows[0]
         # What is gone need not be removed, if it was not locked.
@@ -239,7 +262,7 @@ class PostgresTransaction:
         ]
         if missing:
             raise ConflictError("written by somebody else meanwhile", keys=missing)
-        return str(transaction)
+        return _Sent(transaction, at, changes)
 
     async def _fetch(
         self, sql: str, *parameters: object, timeout: float | None = None
@@ -272,3 +295,8 @@ class PostgresTransaction:
 
 def _lock_of(schema: str, key: str) -> int:
     return lock_key("document", f"{schema} {key}")
+
+
+def _xmin(transaction: str) -> int:
+    """Return what a row shows of the transaction that has written it."""
+    return int(transaction) % 2**32
