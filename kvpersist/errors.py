@@ -16,10 +16,11 @@
         │   └── NewerSchemaError  a newer kvpersist has written it
         ├── ReadError             rows could not be read
         ├── BackupError           no copy was made
-        ├── LockError             documents that another worker has
-        ├── ConflictError         documents that somebody else has written meanwhile
-        └── WriteError            rows could not be written; they are kept and tried again
-            └── UnavailableError  the store takes no rows at all now, whichever they are
+        └── RowsError             certain rows
+            ├── LockError         another worker has them
+            ├── ConflictError     somebody else has written them meanwhile
+            └── WriteError        they could not be written; they are kept and tried again
+                └── UnavailableError  the store takes no rows at all now, whichever they are
 """
 
 from __future__ import annotations
@@ -170,8 +171,8 @@ class BackupError(StoreError):
     """
 
 
-class _RowsError(StoreError):
-    """Some rows are at fault.
+class RowsError(StoreError):
+    """Certain rows are at fault. Raised as one of its subclasses.
 
     Attributes:
         keys: Which, in no particular order.
@@ -187,7 +188,7 @@ class _RowsError(StoreError):
         return f"{some_of(self.keys)}: {self.reason}" if self.keys else self.reason
 
 
-class LockError(_RowsError):
+class LockError(RowsError):
     """With ``shared=True``: another worker has had documents for too long, or waits for these.
 
     Raised by ``load``, ``lock`` and ``edit``, and for an update by ``handle_update``. Nothing of
@@ -195,7 +196,7 @@ class LockError(_RowsError):
     """
 
 
-class ConflictError(_RowsError):
+class ConflictError(RowsError):
     """With ``shared=True``: documents were written by somebody else since they were read.
 
     By a program that locks nothing, or after this worker had lost its locks, as when the server
@@ -204,7 +205,7 @@ class ConflictError(_RowsError):
     """
 
 
-class WriteError(_RowsError):
+class WriteError(RowsError):
     """Rows could not be written.
 
     Raised by the ``update_*`` and ``drop_*`` calls and by ``flush``, which names all rows that are
