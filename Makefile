@@ -7,10 +7,12 @@ TESTS ?= tests
 PERSISTENCE ?= kvpersist
 SECONDS ?= 600
 SEED ?= 1
+UPDATES ?= 10000
+WORKERS ?= 4
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: check test torture oldest demo clean
+.PHONY: check test torture cluster oldest demo clean
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +50,10 @@ torture: $(VENV)/installed
 	@$(BIN)/python tests/torture.py --seconds $$(($(SECONDS) / 4)) --seed $(SEED)
 	@$(BIN)/python tests/simulation.py $$(($(SECONDS) / 4)) $(SEED)
 	@$(BIN)/python tests/soak.py --seconds $$(($(SECONDS) / 4)) --seed $(SEED)
+
+## UPDATES over HTTP to WORKERS that are killed meanwhile, and their database too; CLUSTER=--naive: without locks. Fails if anything acknowledged is lost, double or mixed up.
+cluster: $(VENV)/installed
+	@$(BIN)/python tests/cluster.py --updates $(UPDATES) --workers $(WORKERS) --seed $(SEED) $(CLUSTER)
 
 ## All tests with the oldest supported Python, PTB, aiosqlite, orjson and asyncpg.
 oldest:

@@ -64,6 +64,7 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._shared = cast("Shared", self._kv.shared)
         self._handlers: list[conversations.Conversation] = []
         self._bot_text: bytes | None = None  # the `bot_data` that jobs see, as it was stored
+        self._bot_news = 0  # how often that was another text
         self._sent: dict[str, Any] = {}  # keyboards that no update has sent
         self._writing: set[asyncio.Task[None]] = set()
         self._is_live = False
@@ -396,9 +397,14 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     async def _on_refresh(self, name: Name | None, _: Any) -> None:
         """Have a job see what others have made of ``bot_data``. What updates see they have read."""
-        if name is None and self._shared.unit() is None:
+        if name is not None or self._shared.unit() is not None:
+            return
+        while True:
+            news = self._bot_news
             found = await self._kv.store.read([keys.BOT])
-            self._merge_bot(self._shared.document(None, found.get(keys.BOT)))
+            if news == self._bot_news:  # otherwise it may be older than what is here by now
+                break
+        self._merge_bot(self._shared.document(None, found.get(keys.BOT)))
 
     async def _write_bot(self) -> None:
         """Write what was changed in ``bot_data`` by jobs."""
@@ -412,13 +418,19 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._merge_bot(stored)
             text = self._shared.encode(None, self._bot_data)
             become(stored.value, self._shared.document(None, text).value)
-        self._bot_text = text
+            news = self._bot_news
+        if news == self._bot_news:  # otherwise a job has read what others have made of it since
+            self._note_bot(text)
 
     def _merge_bot(self, stored: Document) -> None:
         if stored.text == self._bot_text:
             return
         self._shared.merge_bot(self._bot_text, self._bot_data, stored)
-        self._bot_text = stored.text
+        self._note_bot(stored.text)
+
+    def _note_bot(self, text: bytes | None) -> None:
+        self._bot_text = text
+        self._bot_news += 1
 
     async def _trim(self) -> None:
         if time.monotonic() < self._trim_at:

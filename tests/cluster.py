@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import aiohttp
 from bots import Json, press_update, text_update
-from cluster_checker import History, Keyboard, Sent, check
+from cluster_checker import WORDS, History, Keyboard, Sent, check, outcome
 from postgres_server import PostgresServer, free_port
 from worker_process import BUTTONS
 
@@ -50,7 +50,6 @@ _IMPATIENT: Final = 0.02
 _PATIENCE: Final = 30.0
 """Seconds after which any other is sent again."""
 _MOST_SHOWN: Final = 20
-_ENV: Final = None
 
 
 def moves(seed: int, users: int = USERS) -> Iterator[Sent]:
@@ -58,7 +57,8 @@ def moves(seed: int, users: int = USERS) -> Iterator[Sent]:
     chance = random.Random(f"moves {seed}")  # noqa: S311  it chooses deeds, not secrets
     for number in count(1):
         (kind,) = chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
-        user = chance.randint(1, _HOT if chance.random() < 0.25 else users)
+        most = users // 5 if kind in WORDS else users  # or hardly one would come to an end
+        user = chance.randint(1, _HOT if chance.random() < 0.25 else most)
         chat = user if chance.random() < 0.75 else -(user % GROUPS) - 1
         other = chance.choice([each for each in (1, 2, user % users + 1) if each != user])
         yield Sent(number, kind, user, chat, coins=chance.randint(1, 9), other=other)
@@ -407,6 +407,7 @@ async def hammer(plan: Plan) -> Report:
     finally:
         server.remove()
     report = work.report
+    report.done += outcome(report.rows)
     report.wrong += check(report.history, report.rows, deduplicate=plan.deduplicate)
     return report
 

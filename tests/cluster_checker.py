@@ -99,6 +99,21 @@ def check(history: History, rows: Rows, *, deduplicate: bool) -> list[str]:
     return [*_Checker(history, rows, deduplicate=deduplicate).problems()]
 
 
+def outcome(rows: Rows) -> Counter[str]:
+    """Return how much of what is worth a look has happened."""
+    happened: Counter[str] = Counter()
+    for key, text in rows.items():
+        if key.startswith("chat/"):
+            data = json.loads(text)
+            seen = data.get("seen", ())
+            happened["handled twice"] += len(seen) - len({*seen})
+            for path in data.get("paths", {}).values():
+                happened["steps of conversations"] += len(path)
+                ends = [step for step in path if step[1:] == ["outer", repr(CONFIRM), repr(END)]]
+                happened["conversations ended"] += len(ends)
+    return happened
+
+
 class _Checker:
     def __init__(self, history: History, rows: Rows, *, deduplicate: bool) -> None:
         self._history = history
@@ -177,15 +192,7 @@ class _Checker:
             if sent is not None and sent.kind in WORDS:
                 models.setdefault(sent.user, Conversation()).hear(number, sent.kind)
         for user, model in models.items():
-            path = paths.pop(str(user), [])
-            for at, (found, step) in enumerate(zip(path, model.path, strict=False)):
-                if found != step:
-                    yield f"chat/{chat}: step {at} of user {user} is {found}, not {step}"
-                    break
-            else:
-                if len(path) != len(model.path):
-                    steps = f"{len(path)} steps, not {len(model.path)}"
-                    yield f"chat/{chat}: user {user} has made {steps}"
+            yield from self._path(chat, user, paths.pop(str(user), []), model)
             for name, state in (("order", model.outer), ("details", model.inner)):
                 row = self._rows.get(key := f"conversation/{name}/[{chat},{user}]")
                 stored = None if row is None else _CODEC.decode(row.encode())
@@ -193,6 +200,20 @@ class _Checker:
                     yield f"{key}: in state {stored!r}, not {state!r}"
         for user in paths:
             yield f"chat/{chat}: user {user} has a path, and no conversation"
+        for key in self._rows:
+            scope, _, name = key.partition("/")
+            at = name.partition("/")[2].strip("[]").split(",")
+            if scope == "conversation" and at[0] == str(chat) and int(at[1]) not in models:
+                yield f"{key}: nobody's"
+
+    @staticmethod
+    def _path(chat: int, user: int, path: list[object], model: Conversation) -> Iterator[str]:
+        for at, (found, step) in enumerate(zip(path, model.path, strict=False)):
+            if found != step:
+                yield f"chat/{chat}: step {at} of user {user} is {found}, not {step}"
+                return
+        if len(path) != len(model.path):
+            yield f"chat/{chat}: user {user} has made {len(path)} steps, not {len(model.path)}"
 
     def _pressed(self, chat: int, data: dict[str, Any]) -> Iterator[str]:
         """Each button was what it was sent as; of some keyboards the first press alone counts."""

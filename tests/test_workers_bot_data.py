@@ -16,6 +16,7 @@ from through import until
 from workers import persistence_of, workers
 
 from kvpersist import ConfigurationError, EncodeError
+from kvpersist.stores.postgres import PostgresStore
 from kvpersist.stores.postgres_transaction import PostgresTransaction
 
 
@@ -323,3 +324,72 @@ async def test_an_answer_that_comes_late_takes_nothing_back(
         late["chat/4"][1].set()
         await newer
     assert bot.rows["bot"] == b'{"one":true,"three":true,"four":true}'
+
+
+async def test_what_jobs_have_written_is_not_taken_back_by_an_older_answer(
+    bot: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job begins, and reads; before it hears the answer another one has written."""
+    has_read, go_on = asyncio.Event(), asyncio.Event()
+    ask = PostgresStore.read
+
+    async def read(self: PostgresStore, keys: Any) -> Any:
+        found = await ask(self, keys)
+        has_read.set()
+        await go_on.wait()
+        return found
+
+    async with workers(bot, list, 1) as (worker,):
+        worker.app.bot_data["n"] = 1
+        await worker.app.update_persistence()
+        monkeypatch.setattr(PostgresStore, "read", read)
+        late = asyncio.create_task(_refresh(worker.app))
+        await has_read.wait()
+        worker.app.bot_data["n"] = 2
+        await worker.app.update_persistence()
+        go_on.set()
+        await late
+        assert worker.app.bot_data == {"n": 2}
+
+
+async def test_what_others_write_right_after_a_job_is_not_overwritten(
+    bot: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read by one job before another one heard that its own commit was made."""
+    has_committed, go_on = asyncio.Event(), asyncio.Event()
+    say = PostgresTransaction.commit
+
+    async def commit(self: PostgresTransaction, prepare: Any) -> int:
+        version = await say(self, prepare)
+        if not has_committed.is_set():
+            has_committed.set()
+            await go_on.wait()
+        return version
+
+    script = persistence_of(bot)
+    async with workers(bot, list, 1) as (worker,):
+        await _put(script, "theirs", 0)
+        await _refresh(worker.app)
+        worker.app.bot_data["mine"] = 1
+        monkeypatch.setattr(PostgresTransaction, "commit", commit)
+        writing = asyncio.create_task(worker.app.update_persistence())
+        await has_committed.wait()
+        await _put(script, "theirs", 1)
+        await _refresh(worker.app)
+        await _put(script, "theirs", 2)
+        go_on.set()
+        await writing
+        worker.app.bot_data["mine"] = 2
+        await worker.app.update_persistence()
+        await script.flush()
+    assert bot.rows["bot"] == b'{"theirs":2,"mine":2}'
+
+
+async def _put(script: Any, key: str, value: int) -> None:
+    async with script.edit("bot") as data:
+        data[key] = value
+
+
+async def _refresh(app: Any) -> None:
+    """Do what PTB does when a job begins."""
+    await app.persistence.refresh_bot_data(app.bot_data)

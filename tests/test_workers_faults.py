@@ -31,7 +31,7 @@ from kvpersist import (
     WriteError,
 )
 from kvpersist.stores.postgres import PostgresStore
-from kvpersist.stores.postgres_transaction import PostgresTransaction
+from kvpersist.stores.postgres_transaction import PostgresTransaction, _Sent
 from kvpersist.stores.store import Changed, LockMore
 
 COMMIT = b"COMMIT AND CHAIN"
@@ -168,7 +168,7 @@ async def test_a_commit_of_which_the_new_server_never_heard_is_made_again(
     """After a failover without a synchronous standby: its transaction ids are behind."""
     async with shared(bot, proxy.port) as store, store.transaction() as transaction:
         await transaction.lock(["user/1"])
-        transaction._sent = str(2**40 + 5000)
+        transaction._sent = _Sent(str(2**40 + 5000), 0, {})
         proxy.cut()
         await write(transaction, _1=b"1")
     assert bot.rows == {"user/1": b"1"}
