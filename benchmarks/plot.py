@@ -1,4 +1,4 @@
-"""The cost of a cycle against what is stored."""
+"""Plots: the cost of a cycle against what is stored, and updates/s against workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,33 @@ def plot(rows: list[Row], folder: Path) -> None:
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    _save(figure, folder / "cycle")
+
+
+def plot_workers(rows: list[Row], folder: Path) -> None:
+    """Draw how many times as many updates/s workers handle as one does."""
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    for row in rows:
+        if row.workers:
+            numbers = sorted(row.workers)
+            reached = [row.workers[number].median for number in numbers]
+            axes.plot(numbers, reached, marker="o", lw=2, label=_short(row.work))
+            axes.plot(numbers, numbers, "--", color="grey", lw=1, zorder=0)
+    axes.set(xlabel="workers", ylabel="× the updates/s of one", xticks=numbers)
+    axes.set_title("Updates/s of many workers (dashed: linear)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _save(figure, folder / "workers")
+
+
+def _short(work: str) -> str:
+    what, *_, how = work.removeprefix("updates whose handlers ").split(", ")
+    return f"handlers {what}, {how.removesuffix(' in each process')}"
+
+
+def _save(figure: Figure, path: Path) -> None:
     # Text stays text, and the same figures give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kvpersist"}):
-        figure.savefig(folder / "cycle.svg", bbox_inches="tight", metadata={"Date": None})
-    figure.savefig(folder / "cycle.png", bbox_inches="tight", dpi=120)
+        figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), bbox_inches="tight", dpi=120)

@@ -48,6 +48,7 @@ class Row:
         others: The same figure of each contender, kvpersist too.
         note: What a reader must know.
         stored: How many chats were stored, where the plot shows `others`.
+        workers: What so many workers reached, where the other plot shows it.
     """
 
     work: str
@@ -57,6 +58,7 @@ class Row:
     others: dict[str, Spread] = field(default_factory=dict)
     note: str = ""
     stored: int | None = None
+    workers: dict[int, Spread] = field(default_factory=dict)
 
     @property
     def is_met(self) -> bool | None:
@@ -79,7 +81,8 @@ def of_json(row: dict[str, Any]) -> Row:
     row = {name: value for name, value in row.items() if name != "is_met"}
     figure = row.pop("figure")
     others = {name: Spread(*other) for name, other in row.pop("others").items()}
-    return Row(**row, figure=figure and Spread(*figure), others=others)
+    workers = {int(number): Spread(*each) for number, each in row.pop("workers", {}).items()}
+    return Row(**row, figure=figure and Spread(*figure), others=others, workers=workers)
 
 
 def report(rows: list[Row]) -> None:

@@ -30,6 +30,7 @@ WORK = (
     ("load",),
     ("disk",),
     ("messages",),
+    ("many_workers",),
 )
 QUICK = (("cycle", "100"), *WORK[3:])
 
@@ -46,6 +47,8 @@ def main() -> int:
     print(table(rows))
     has_failed = any(row.note == FAILED for row in rows)
     is_whole = not (asked.names or asked.quick or has_failed)
+    if asked.merge and not has_failed:
+        rows, is_whole = merged(rows), True
     if results := asked.results or (RESULTS if is_whole else None):
         write(rows, results)
     if is_whole and results == RESULTS:
@@ -54,8 +57,16 @@ def main() -> int:
     return int(has_failed)
 
 
+def merged(rows: list[Row]) -> list[Row]:
+    """Return the rows of before, those of the same work replaced by new ones, and the new ones."""
+    found = [of_json(row) for row in json.loads((RESULTS / "results.json").read_text())]
+    new = {row.work: row for row in rows}
+    kept = [new.pop(row.work, row) for row in found]
+    return [*kept, *new.values()]
+
+
 def write(rows: list[Row], folder: Path) -> None:
-    """Write the rows as JSON, and the plot if there is one."""
+    """Write the rows as JSON, and the plots that they make."""
     folder.mkdir(exist_ok=True)
     found = json.dumps([row.to_json() for row in rows], indent=1)
     (folder / "results.json").write_text(f"{found}\n")
@@ -63,6 +74,10 @@ def write(rows: list[Row], folder: Path) -> None:
         from plot import plot  # noqa: PLC0415  matplotlib takes its time
 
         plot(rows, folder)
+    if any(row.workers for row in rows):
+        from plot import plot_workers  # noqa: PLC0415  likewise
+
+        plot_workers(rows, folder)
 
 
 def arguments() -> argparse.Namespace:
@@ -71,6 +86,9 @@ def arguments() -> argparse.Namespace:
     names = sorted({name for name, *_ in WORK})
     parser.add_argument("names", nargs="*", help=f"which, all by default: {', '.join(names)}")
     parser.add_argument("--quick", action="store_true", help="only to see that everything runs")
+    parser.add_argument(
+        "--merge", action="store_true", help="put what is run beside the results of before"
+    )
     parser.add_argument(
         "--results", type=Path, help=f"where to write; default, if all was run: {RESULTS.name}"
     )

@@ -115,7 +115,7 @@ class BotApiServer:
         if text.startswith("/"):
             length = len(text.split(maxsplit=1)[0])
             message["entities"] = [{"type": "bot_command", "offset": 0, "length": length}]
-        self._deliver({"message": message})
+        self.deliver({"message": message})
 
     def press(self, person: Person, message_id: int, button: str) -> None:
         """Press the button that reads `button` under a message of the bot."""
@@ -125,7 +125,7 @@ class BotApiServer:
         query_id = str(next(self._ids))
         self._queries[query_id] = person.id
         query = {"id": query_id, "from": person.user(), "chat_instance": str(person.id)}
-        self._deliver({"callback_query": {**query, "message": message, "data": data}})
+        self.deliver({"callback_query": {**query, "message": message, "data": data}})
 
     async def reply(self, person: Person) -> Reply:
         """Return the next thing that the bot did in this person's chat; wait for it."""
@@ -229,9 +229,12 @@ class BotApiServer:
         self._replies[message["chat"]["id"]].put_nowait(reply)
         return message
 
-    def _deliver(self, content: Json) -> None:
-        self._unconfirmed.append({"update_id": next(self._ids), **content})
+    def deliver(self, content: Json) -> Json:
+        """Keep an update until the bot confirms it, and return it."""
+        update = {"update_id": next(self._ids), **content}
+        self._unconfirmed.append(update)
         self._wake()
+        return update
 
     def _wake(self) -> None:
         self._changed.set()

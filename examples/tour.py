@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import termios
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -309,25 +310,35 @@ async def talk(tour: Tour) -> None:
     """Let the person at the terminal talk to the bot, until /quit, the end of input or Ctrl-C."""
     title("Now you. Type something; a button is pressed by typing its text; /quit ends.")
     await tour.say(YOU, "/start")
+    ended = asyncio.ensure_future(tour.bot.ended())
+    try:
+        await converse(tour.server, show, ended)
+    finally:
+        ended.cancel()
+
+
+async def converse(
+    server: BotApiServer, show: Callable[[Reply], None], *ended: asyncio.Future[int]
+) -> None:
+    """Send what is typed to the bot, and show what it answers, until /quit or a bot has ended."""
     lines: asyncio.Queue[str | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, lines.put_nowait, None)
     keyboards: dict[str, Reply] = {}
-    listener = asyncio.ensure_future(_listen(tour, keyboards))
-    ended = asyncio.ensure_future(tour.bot.ended())
-    ended.add_done_callback(lambda _: lines.put_nowait(None))
+    listener = asyncio.ensure_future(_listen(server, show, keyboards))
+    for end in ended:
+        end.add_done_callback(lambda _: lines.put_nowait(None))
     with _ctrl_c_as_text(sys.stdin.fileno()):
         loop.add_reader(sys.stdin.fileno(), _read_lines, sys.stdin.fileno(), lines)
         try:
             while (line := await lines.get()) not in (None, "/quit"):
                 if line in keyboards:
-                    tour.server.press(YOU, keyboards[line].message_id or 0, line)
+                    server.press(YOU, keyboards[line].message_id or 0, line)
                 elif line:
-                    tour.server.say(YOU, line)
+                    server.say(YOU, line)
         finally:
             loop.remove_reader(sys.stdin.fileno())
             listener.cancel()
-            ended.cancel()
 
 
 def _read_lines(terminal: int, lines: asyncio.Queue[str | None]) -> None:
@@ -357,9 +368,11 @@ def _ctrl_c_as_text(terminal: int) -> Iterator[None]:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
-async def _listen(tour: Tour, keyboards: dict[str, Reply]) -> None:
+async def _listen(
+    server: BotApiServer, show: Callable[[Reply], None], keyboards: dict[str, Reply]
+) -> None:
     while True:
-        reply = await tour.server.reply(YOU)
+        reply = await server.reply(YOU)
         keyboards.update(dict.fromkeys(reply.buttons, reply))
         show(reply)
 
@@ -388,14 +401,30 @@ async def play(args: argparse.Namespace, folder: Path) -> None:
                 ) from None
 
 
-async def run(args: argparse.Namespace) -> None:
+async def run(play: Callable[[Path], Awaitable[None]]) -> None:
     # However the tour is ended, it ends the bot and removes its folder.
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with tempfile.TemporaryDirectory(prefix="kvpersist-demo-") as folder:
-        await play(args, Path(folder))
+        await play(Path(folder))
+
+
+def conduct(play: Callable[[Path], Awaitable[None]]) -> int:
+    """Play a tour in a folder that is removed at the end, and return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as it happens, also into a pipe, in any locale
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        asyncio.run(run(play))
+    except TourError as error:
+        print(f"\nFAILED: {error}", file=sys.stderr)
+        return 1
+    except asyncio.CancelledError:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    print("\nNothing was lost.")
+    return 0
 
 
 def main() -> int:
@@ -411,18 +440,7 @@ def main() -> int:
         "--patience", type=float, default=120, help="seconds to wait for anything (default: 120)"
     )
     args = parser.parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as it happens, also into a pipe, in any locale
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    try:
-        asyncio.run(run(args))
-    except TourError as error:
-        print(f"\nFAILED: {error}", file=sys.stderr)
-        return 1
-    except asyncio.CancelledError:
-        print("\nInterrupted.", file=sys.stderr)
-        return 130
-    print("\nNothing was lost.")
-    return 0
+    return conduct(partial(play, args))
 
 
 if __name__ == "__main__":

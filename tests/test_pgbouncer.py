@@ -13,6 +13,7 @@ from pgbouncer import PgBouncer
 from postgres_server import PostgresServer
 from storages import PostgresStorage
 from through import running
+from workers import workers
 
 from kvpersist import StoreInUseError, UnavailableError
 from kvpersist.stores.postgres import PostgresStore
@@ -48,6 +49,17 @@ async def test_a_bot_goes_on_where_it_was(bot: PostgresStorage) -> None:
             chats = range(1, 21)
             await asyncio.gather(*(app.say(str(number), chat_id=chat) for chat in chats))
     assert {bot.rows[f"chat/{chat}"] for chat in chats} == {b'{"said":["0","1"]}'}
+
+
+async def test_workers_behave_as_one(bot: PostgresStorage) -> None:
+    """Each of their connections keeps one of the pooler's; the locks are the server's."""
+    options = {"statement_cache_size": 0, "pool_size": 2}
+    async with workers(bot, lambda: [text(remember), conversation()], 3, store=options) as three:
+        chats = range(1, 11)
+        for said in ("/start", "on", "done"):
+            await asyncio.gather(*(each.say(said, chat_id=at) for at in chats for each in three))
+    assert {bot.rows[f"chat/{at}"].count(b'"on"') for at in chats} == {3}
+    assert not [key for key in bot.rows if key.startswith("conversation/")]
 
 
 async def test_a_second_bot_is_refused_until_the_first_has_closed(bot: PostgresStorage) -> None:

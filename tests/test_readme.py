@@ -29,8 +29,8 @@ async def main():
 
 asyncio.run(main())
 """
-POSTGRES = (ROOT / "docs" / "postgres.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README + POSTGRES, re.DOTALL)
+PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("postgres", "workers"))]
+BLOCKS = re.findall(r"```python\n(.*?)```", "".join(PAGES), re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n", 1)[0])
@@ -69,9 +69,9 @@ async def test_a_backup_is_restored_as_shown(tmp_path: Path) -> None:
 
 def test_the_commands_exist() -> None:
     """Every make target that the README names is in the Makefile."""
-    targets = set(re.findall(r"`make (\w+)`", README))
-    assert {"demo", "test"} <= targets
-    assert targets <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"`make ([\w-]+)", "".join(PAGES)))
+    assert {"demo", "demo-workers", "test"} <= targets
+    assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""The demo of many workers: the tour, the worker that it shows, and the front before them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+WORKER = EXAMPLES / "worker.py"
+
+
+def tour(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "workers_tour.py"), *arguments]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def assert_nothing_is_left(output: str) -> None:
+    """Check that the workers and the server have ended, and that their folders are gone."""
+    pids = [int(pid) for pid in re.findall(r"runs as process (\d+)", output)]
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    folder = re.search(r"folder: (.+)$", output, re.MULTILINE)
+    assert folder
+    assert not Path(folder[1]).exists()
+
+
+def script(folder: Path, first: str) -> str:
+    """Write a worker that does something before it does what `worker.py` does."""
+    path = folder / "worker.py"
+    path.write_text(
+        f"import sys\nsys.path.insert(0, {str(EXAMPLES)!r})\n"
+        "import importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('the_worker', {str(WORKER)!r})\n"
+        "worker = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(worker)\n"
+        f"{first}\nworker.main()\n"
+    )
+    return str(path)
+
+
+def test_shows_that_workers_behave_as_one() -> None:
+    """The tour ends with 0, after kills, with the conversation, the button and all counts."""
+    done = tour()
+    assert done.returncode == 0, done.stderr
+    facts = [
+        "bot: A pizza. Which size?",
+        "was ended by signal 9",
+        "bot: Where to?",
+        "ok: another worker went on",
+        "ok: what the killed one had not committed has never been",
+        "ok: it went from worker to worker",
+        "ok: a button of one worker works in another",
+        "ok: each of 40 chats has counted 10 messages: none was lost, none counts twice",
+        "updates were handled, each once",
+        "Nothing was lost.",
+    ]
+    places = [done.stdout.index(fact) for fact in facts]
+    assert places == sorted(places)
+    assert len(re.findall("was ended by signal 9", done.stdout)) == 3
+    assert_nothing_is_left(done.stdout)
+
+
+def test_fails_when_workers_do_not_lock(tmp_path: Path) -> None:
+    """The tour ends with 1 when updates of one chat run at the same time, and are overwritten."""
+    unlocked = (
+        "from kvpersist.stores import postgres_transaction as it\n"
+        "it.LOCK = it.LOCK.replace('$1, $2', \"$1, ($2::bigint[])[1:0]\")\n"
+        "it.WRITE = it.WRITE.replace('old.xmin::text::bigint = given.version', 'true')\n"
+        "from kvpersist import shared\n"
+        "class Open:\n"
+        "    async def __aenter__(self): pass\n"
+        "    async def __aexit__(self, *_): pass\n"
+        "shared.asyncio.Lock = Open\n"
+    )
+    done = tour("--worker", script(tmp_path, unlocked), "--patience", "60")
+    assert done.returncode == 1
+    assert "FAILED: LOST: not so: each of 40 chats has counted 10 messages" in done.stderr
+    assert_nothing_is_left(done.stdout)
+
+
+def test_fails_at_once_when_a_worker_does_not_start(tmp_path: Path) -> None:
+    """A worker that ends by itself ends the tour with 1; its log is shown."""
+    done = tour("--worker", script(tmp_path, "sys.exit('no, thank you')"))
+    assert done.returncode == 1
+    assert "did not start: it ended with exit code 1" in done.stderr
+    assert "no, thank you" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["DATABASE_URL", "BOT_TOKEN", "SECRET_TOKEN"])
+def test_a_worker_says_what_it_needs(missing: str) -> None:
+    """Without one of its settings it does not start, and names it."""
+    names = {"DATABASE_URL", "BOT_TOKEN", "SECRET_TOKEN"}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= dict.fromkeys(names - {missing}, "x")
+    done = subprocess.run(
+        [sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"set {missing}" in done.stderr
+    assert "make demo-workers" in done.stderr
