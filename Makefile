@@ -32,6 +32,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy kvpersist tests examples benchmarks
+	$(BIN)/twine check --strict dist/*
 
 # Of the tests: the system's PgBouncer, or one that is not installed.
 $(BIN)/pgbouncer: tests/pgbouncer.sh $(VENV)/made

@@ -24,6 +24,7 @@ from kvpersist.errors import (
     WriteError,
 )
 from kvpersist.persistence import KVPersistence
+from kvpersist.stats import Stats
 from kvpersist.stores import MemoryStore, SqliteStore, Store
 from kvpersist.workers import WorkerApplication
 
@@ -48,6 +49,7 @@ __all__ = [
     "ReadError",
     "RowsError",
     "SqliteStore",
+    "Stats",
     "Store",
     "StoreError",
     "StoreInUseError",

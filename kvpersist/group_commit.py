@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from kvpersist.errors import OpenError, UnavailableError, WriteError
+from kvpersist.stats import Meter, Stats
 from kvpersist.stores.store import Rescues, Row, Store
 
 _LOGGER = logging.getLogger("kvpersist")
@@ -48,8 +49,9 @@ class GroupCommit:
         new one.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, meter: Meter | None = None) -> None:
         self._store = store
+        self._meter = meter or Meter()
         self._pending: Changes = {}
         self._in_flight: Changes = {}
         self._refused: Refused = {}  # with the first error of each, those refused last at the end
@@ -67,6 +69,14 @@ class GroupCommit:
         self._ending: asyncio.Task[WriteError | None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_delay = FIRST_RETRY_DELAY
+
+    def stats(self) -> Stats:
+        """Return what was counted, and is waiting."""
+        return self._meter.stats(
+            rows=len(self._known),
+            pending=len(self._in_flight | self._pending),
+            is_waiting=bool(self._refused),
+        )
 
     def is_pending(self, key: str) -> bool:
         """Whether a value of this row is waiting or on its way, so that the store is behind."""
@@ -554,8 +564,11 @@ class GroupCommit:
         known = self._known
         try:
             await self._store.open()
-            await self._store.apply(self._in_flight)
+            with self._meter.transaction(self._in_flight):
+                await self._store.apply(self._in_flight)
         except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing may be lost
+            if not self._refused:
+                self._meter.begin_to_wait()
             for key in keys:  # those refused last are tried last
                 self._refused[key] = self._refused.pop(key, error)
             self._keep_in_flight()
@@ -617,6 +630,7 @@ class GroupCommit:
 
     def _try_again(self) -> None:
         self._retry = None
+        self._meter.retries += 1
         self._join_next_commit()
 
 

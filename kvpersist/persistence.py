@@ -36,6 +36,7 @@ from kvpersist.keyboards import Keyboards
 from kvpersist.lazy import Lazy
 from kvpersist.rows import HandedOver, Progress, Rows
 from kvpersist.shared import Shared
+from kvpersist.stats import Stats
 from kvpersist.stores import SqliteStore, Store
 from kvpersist.stores.daemon import begin_in_daemon
 from kvpersist.stores.sqlite_backup import check_progress
@@ -642,6 +643,13 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         """Note that documents were not refreshed: their rows may hold more than memory does."""
         for name in names:
             self.rows.doubt(_row_of(name)[0])
+
+    def stats(self) -> Stats:
+        """Return what was written since this was made, and what is waiting. It costs no I/O.
+
+        Call it in the thread of the bot's event loop. ``examples/prometheus.py`` exports it.
+        """
+        return self.rows.commits.stats()
 
     async def backup(
         self, path: str | PathLike[str], progress: Callable[[int, int], object] | None = None

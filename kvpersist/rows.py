@@ -23,6 +23,7 @@ from kvpersist.errors import (
     WriteError,
 )
 from kvpersist.group_commit import Changes, GroupCommit
+from kvpersist.stats import Meter
 from kvpersist.stores.store import Row, SeesOthers, SetsAside, Store
 
 D = TypeVar("D")
@@ -68,7 +69,8 @@ class Rows:
     ) -> None:
         self.store = store
         self._aside = aside
-        self.commits = GroupCommit(store)
+        self.meter = Meter()
+        self.commits = GroupCommit(store, self.meter)
         self.codec = codec
         self._progress = progress
         self._seer = store if isinstance(store, SeesOthers) else None
@@ -178,6 +180,7 @@ class Rows:
             await asyncio.sleep(0)
         for key in await self._settle(bad):
             await self._load_row(key, take)
+        _LOGGER.info("loaded %s: %d rows in %.2f s", prefix, rows, time.monotonic() - start)
 
     async def _load_row(self, key: str, take: Callable[[str, bytes], None]) -> None:
         """Call `take` with one row, if there is one."""

@@ -35,6 +35,7 @@ class Shared:
     ) -> None:
         self._store = store
         self._rows = rows
+        self.meter = rows.meter
         self.kind = kind
         self.known_bot: Versioned = (None, 0)
         # Who waits for what another update of this process has waits here, in the order in which

@@ -67,6 +67,7 @@ class Unit:
         self._is_begun = False
         self._has_bot = False
         self._written_bot: bytes | None = None
+        self._written: dict[str, bytes | None] = {}
         self._refused_rows: list[EncodeError] = []
 
     async def load(
@@ -154,7 +155,8 @@ class Unit:
             LockError, ConflictError, UnavailableError, WriteError: As `Transaction.commit`.
         """
         self.is_over = True
-        version = await self._transaction.commit(self._changed)
+        with self.shared.meter.transaction(self._written):
+            version = await self._transaction.commit(self._changed)
         if self._written_bot is not None:
             self.shared.note_bot(self._written_bot, version)
 
@@ -178,6 +180,8 @@ class Unit:
         except EncodeError as error:
             refused[None] = error
         self.refused = [*self._refused_rows, *refused.values()]
+        self._written.clear()
+        self._written |= changes
         return changes
 
     def _text(self, name: Name, document: Document) -> bytes | None:
