@@ -17,23 +17,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import asyncpg
 from bots import Json, press_update, text_update
 from cluster_checker import WORDS, History, Keyboard, Sent, check, outcome
+from worker_process import BUTTONS, HOLD_TIMEOUT
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))  # where `postgres_server` has a part
 from postgres_server import PostgresServer, free_port
-from worker_process import BUTTONS
 
 USERS: Final = 200
 GROUPS: Final = 20
@@ -41,10 +48,12 @@ _HOT: Final = 5
 """Users who send a quarter of all."""
 _WEIGHTS: Final = {
     "count": 20, "give": 15, "total": 4, "tally": 10, "buttons": 5, "once": 5, "press": 15,
-    "edit": 3, "order": 6, "next": 17, "back": 4, "stop": 2,
+    "edit": 3, "job": 3, "order": 6, "next": 17, "back": 4, "stop": 2,
 }  # fmt: skip
-_DEEDS: Final = {"kill": 8, "restart": 1, "crash": 1}
-"""What happens to the cluster: a worker is killed; the database ends, at once, or is killed."""
+_DEEDS: Final = {"kill": 10, "freeze": 1, "cut": 3, "reset": 2, "restart": 1, "crash": 2}
+"""What happens to the cluster: see `Hammer.deeds`."""
+_FROZEN: Final = HOLD_TIMEOUT + 1.5
+"""Seconds after which a worker goes on that has lost all that it had."""
 _IMPATIENT: Final = 0.02
 """Which part of the updates is sent again before the first worker can have answered."""
 _PATIENCE: Final = 30.0
@@ -179,6 +188,11 @@ class Worker:
             self.is_ready.clear()
             self._process.kill()
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is there."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
     def end(self) -> None:
         """Have it end by itself, when it has done what it has begun."""
         self._is_ending = True
@@ -191,6 +205,14 @@ class Worker:
         process.stdin.close()
 
 
+_CLIENT: Final = """
+    SELECT pid FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1
+"""
+_CUT: Final = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < 0.5
+"""
 _PROGRAM: Final = Path(__file__).with_name("worker_process.py")
 
 
@@ -199,6 +221,7 @@ class Hammer:
 
     Attributes:
         report: What has come of it so far.
+        deeds: What it does to the cluster.
     """
 
     def __init__(self, plan: Plan, server: PostgresServer, folder: Path) -> None:
@@ -215,6 +238,14 @@ class Hammer:
         self._progress = asyncio.Event()
         self._is_over = False
         self._keyboards: dict[int, deque[Keyboard]] = {}
+        self.deeds = {
+            "kill": self._kill,
+            "freeze": self._freeze,
+            "cut": self._cut,
+            "reset": self._reset,
+            "restart": self._restart,
+            "crash": self._crash,
+        }
         self._thread = ThreadPoolExecutor(1)  # a server ends with the thread that started it
 
     async def run(self) -> None:
@@ -230,18 +261,14 @@ class Hammer:
             for worker in self._workers:
                 worker.end()
             await asyncio.wait_for(asyncio.gather(*running), 60)
-            found = await self._in_thread(self._read)
-            self.report.rows.update(found)
+            found = await self._query("SELECT key, value FROM documents")
+            self.report.rows.update((key, value) for key, value in found)
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
             self._thread.shutdown()
         self.report.done["seconds in all"] = round(time.monotonic() - started)
-
-    def _read(self) -> list[tuple[str, str]]:
-        rows = self._server.query("SELECT key, value FROM documents")
-        return [(key, value) for key, value in rows]
 
     async def _all_ready(self) -> None:
         for worker in self._workers:
@@ -268,9 +295,10 @@ class Hammer:
             if time.monotonic() > self._plan.until:
                 return
             chance = random.Random(f"{self._plan.seed} {move.number}")  # noqa: S311
-            if move.kind == "edit":
+            if move.kind in {"edit", "job"}:
                 self.report.history.edits[move.number] = move
-                await self._send(session, move, "edit", _edit(move), chance)
+                body = {"number": move.number, "user": move.user}
+                await self._send(session, move, move.kind, body, chance)
             else:
                 self.report.history.updates[move.number] = move
                 update = self._update(move, chance)
@@ -361,21 +389,60 @@ class Hammer:
                 await self._progress.wait()
             if self._is_over:
                 return
-            if deed == "kill":
-                worker = chance.choice(self._workers)
-                await worker.is_ready.wait()
-                worker.kill()
-            else:
-                await self._in_thread(self._server.stop if deed == "restart" else self._server.kill)
-                await self._in_thread(self._server.start)
-                self.report.done[f"database: {deed}"] += 1
+            await self.deeds[deed](chance)
+            self.report.done[f"deed: {deed}"] += 1
+
+    async def _kill(self, chance: random.Random) -> None:
+        """Kill a worker, once it has started."""
+        worker = chance.choice(self._workers)
+        await worker.is_ready.wait()
+        worker.kill()
+
+    async def _freeze(self, chance: random.Random) -> None:
+        """Have a worker do nothing for so long that others go on with what it had."""
+        worker = chance.choice(self._workers)
+        await worker.is_ready.wait()
+        worker.send(signal.SIGSTOP)
+        await asyncio.sleep(_FROZEN)
+        worker.send(signal.SIGCONT)
+
+    async def _cut(self, _: random.Random) -> None:
+        """Cut half of the connections to the database."""
+        await self._query(_CUT)
+
+    async def _reset(self, _: random.Random) -> None:
+        """Kill a child of the database, that then forgets all that was not committed."""
+        for (process,) in await self._query(_CLIENT):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    async def _restart(self, _: random.Random) -> None:
+        """Stop the database, and start it again."""
+        await self._in_thread(self._server.stop)
+        await self._in_thread(self._server.start)
+
+    async def _crash(self, _: random.Random) -> None:
+        """Kill the database, and start it again."""
+        await self._in_thread(self._server.kill)
+        await self._in_thread(self._server.start)
+
+    async def _query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the database, once it is there."""
+        while True:
+            await self._in_thread(self._server.wait)
+            try:
+                found: list[tuple[Any, ...]] = await self._in_thread(
+                    partial(self._server.query, sql)
+                )
+            except (
+                OSError,
+                asyncpg.PostgresError,
+            ):  # it has not noticed yet that a child died
+                continue
+            return found
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
-
-
-def _edit(move: Sent) -> Json:
-    return {"edit": move.number, "user": move.user}
 
 
 async def _all(tasks: list[asyncio.Task[None]]) -> None:

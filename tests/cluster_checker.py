@@ -80,7 +80,7 @@ class Sent:
 
 @dataclass
 class History:
-    """All that was sent, by number."""
+    """All that was sent, by number. What is no update was acknowledged, and has one effect."""
 
     updates: dict[int, Sent] = field(default_factory=dict)
     edits: dict[int, Sent] = field(default_factory=dict)
@@ -245,8 +245,9 @@ class _Checker:
             if (sent := self._updates.get(number)) is not None:
                 wanted.setdefault(sent.user, Counter())[number] = times
         edits: dict[int, Counter[int]] = {}
-        for sent in self._history.edits.values():
-            edits.setdefault(sent.user, Counter())[sent.number] += sent.acknowledged is not None
+        for number, sent in self._history.edits.items():
+            if sent.kind == "edit":
+                edits.setdefault(sent.user, Counter())[number] = 1
         for user in self._users.keys() | wanted.keys() | edits.keys():
             data = self._users.get(user, {})
             seen = Counter(data.get("seen", ()))
@@ -282,6 +283,9 @@ class _Checker:
                 wanted["total"] += times
             elif self._kind(number) == "tally":
                 wanted[f"user-{self._updates[number].user}"] += times
+        for number, sent in self._history.edits.items():
+            if sent.kind == "job":
+                wanted[f"job-{number}"] = 1
         found: Counter[str] = Counter(json.loads(self._rows.get("bot", "{}")))
         yield from _differences("bot: counted", found, wanted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,12 @@ class PostgresServer(LocalPostgres):
         while any(_is_alive(int(child)) for child in children.split()):
             pass
         (self._data / "postmaster.pid").unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Wait until it takes connections, while it mends itself after the end of a child."""
+        end = time.monotonic() + 60
+        while not self._is_ready():
+            assert time.monotonic() < end, (self.folder / "log").read_text()
 
     def promote(self) -> None:
         """Make a standby a primary."""

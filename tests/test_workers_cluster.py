@@ -29,11 +29,11 @@ async def hammered(updates: int, *deeds: tuple[int, str], **options: Any) -> Rep
 )
 async def test_a_cluster_behaves_as_one(*, deduplicate: bool, end: str) -> None:
     """Whoever is killed meanwhile. Twice is handled, if at all, only what was sent twice."""
-    deeds = (150, "kill"), (350, end), (550, "kill")
+    deeds = (150, "kill"), (300, "cut"), (400, end), (600, "kill"), (700, "reset")
     report = await hammered(800, *deeds, deduplicate=deduplicate)
     assert report.wrong == []
     assert report.done["workers killed"] == 2
-    assert report.done[f"database: {end}"] == 1
+    assert report.done[f"deed: {end}"] == 1
     assert report.pressed["in another"] > 0
     assert report.done["conversations ended"] > 0
 
@@ -47,7 +47,7 @@ async def test_without_locks_it_does_not() -> None:
 
 def _rows() -> dict[str, str]:
     return {
-        "bot": '{"total":1,"user-1":1}',
+        "bot": '{"total":1,"user-1":1,"job-10":1}',
         "chat/1": """{
             "seen":[1,2,3,4,5,6,8],"count":7,"pressed":[[5,[4,2]],[6,null]],
             "paths":{"1":[[3,"outer","None","0"]]}
@@ -70,7 +70,8 @@ def _history() -> History:
             number, kind, 1, 1, coins=7, other=2, attempts=1, sent=2 * at, acknowledged=2 * at + 1,
             position=at + 1, button=2, keyboard=keyboard if kind == "press" else None,
         )  # fmt: skip
-    history.edits[9] = Sent(9, "edit", 1, 1, attempts=2, sent=90, acknowledged=91)
+    for number, kind in ((9, "edit"), (10, "job")):
+        history.edits[number] = Sent(number, kind, 1, 1, attempts=2, sent=90, acknowledged=91)
     return history
 
 
@@ -107,6 +108,7 @@ def test_what_is_right_is_not_complained_of() -> None:
         ("user/2", "107", "108", "+1 coins in all"),
         ("bot", '"total":1', '"total":2', "bot: counted: total 2 times, not 1"),
         ("bot", ',"user-1":1', "", "bot: counted: user-1 0 times, not 1"),
+        ("bot", ',"job-10":1', "", "bot: counted: job-10 0 times, not 1"),
         ("update/8", "{}", "", "records of updates: 8 0 times, not 1"),
         ("unheard/of", "", "{}", "unheard/of: unknown"),
     ],

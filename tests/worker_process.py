@@ -37,6 +37,7 @@ from kvpersist.stores.postgres import PostgresStore
 
 COINS: Final = 100
 """What each user begins with."""
+HOLD_TIMEOUT: Final = 3.0
 POOL: Final = 8
 END: Final = ConversationHandler.END
 
@@ -63,6 +64,7 @@ DONE: Final = "done"
 ANYWHERE: Final = "*"
 BUTTONS: Final = 3
 
+_DONE: Final[Json] = {"is_new": True, "replies": [], "errors": []}
 _REPLIES: ContextVar[list[Json]] = ContextVar("replies")
 _ERRORS: ContextVar[list[str]] = ContextVar("errors")
 
@@ -210,13 +212,16 @@ def outer() -> ConversationHandler[Any]:
 
 
 async def hear(_: object, context: Any) -> None:
-    """Tell the hammer of an error in a handler."""
-    _ERRORS.get().append(repr(context.error))
+    """Tell the hammer of an error in a handler, or of one that nobody has expected."""
+    if (errors := _ERRORS.get(None)) is not None:
+        errors.append(repr(context.error))
+    elif not isinstance(context.error, KVPersistError):
+        print(repr(context.error), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def build(url: str, worker: int, *, deduplicate: bool) -> App:
     """Return the application of a worker."""
-    store = PostgresStore(url, pool_size=POOL, timeout=10, hold_timeout=20)
+    store = PostgresStore(url, pool_size=POOL, timeout=10, hold_timeout=HOLD_TIMEOUT)
     persistence = KVPersistence(store, shared=True, deduplicate=deduplicate, types=TYPES)
     telegram = WatchedTelegram(worker)
     app: App = (
@@ -259,18 +264,36 @@ def routes(app: Any) -> web.Application:
         given = await request.json()
         try:
             async with app.persistence.edit("user", given["user"]) as data:
-                edits = data.setdefault("edits", [])
-                is_new = given["edit"] not in edits
-                if is_new:
-                    edits.append(given["edit"])
+                _put(data.setdefault("edits", []), given["number"])
         except KVPersistError as error:
             return web.json_response({"error": repr(error)}, status=503)
-        return web.json_response({"is_new": is_new, "replies": [], "errors": []})
+        return web.json_response(_DONE)
+
+    async def work(request: web.Request) -> web.Response:
+        """Do what a job would: change ``bot_data`` outside of any update."""
+        given = await request.json()
+        errors: list[str] = []
+        _ERRORS.set(errors)
+        try:
+            await app.context_types.context(app).refresh_data()
+            app.bot_data.setdefault(f"job-{given['number']}", 1)
+            await app.update_persistence()
+        except KVPersistError as error:
+            errors.append(repr(error))
+        if errors:
+            return web.json_response({"error": errors[0]}, status=503)
+        return web.json_response(_DONE)
 
     server = web.Application()
     server.router.add_post("/update", receive)
     server.router.add_post("/edit", edit)
+    server.router.add_post("/job", work)
     return server
+
+
+def _put(numbers: list[int], number: int) -> None:
+    if number not in numbers:
+        numbers.append(number)
 
 
 def be_naive() -> None:
