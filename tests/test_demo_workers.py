@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_demo import Terminal
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORKER = EXAMPLES / "worker.py"
@@ -66,6 +68,51 @@ def test_shows_that_workers_behave_as_one() -> None:
     assert places == sorted(places)
     assert len(re.findall("was ended by signal 9", done.stdout)) == 3
     assert_nothing_is_left(done.stdout)
+
+
+def test_leaves_nothing_when_it_is_ended() -> None:
+    """A tour that is interrupted ends its workers and its server, and removes their folders."""
+    command = [sys.executable, str(EXAMPLES / "workers_tour.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        output = ""
+        while "Which size?" not in output:
+            output += process.stdout.readline()
+        process.terminate()
+        output += process.stdout.read()
+    assert process.returncode == 130
+    assert_nothing_is_left(output)
+
+
+def test_a_person_can_talk_on_a_terminal() -> None:
+    """What is typed is answered by the workers in turn; a button is pressed by its text."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(EXAMPLES / "workers_tour.py")]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)  # so that reading fails when the tour has ended
+        terminal = Terminal(ours)
+        try:
+            terminal.read_until("/quit ends.")
+            for typed, answer in (
+                ("/order", "Which size?"),
+                ("small", "what on it?"),
+                ("olives", "Where to?"),
+                ("here", "Order 3: a small pizza with olives, to here."),
+                ("The same again", "Order 4: a small pizza"),
+            ):
+                terminal.type(f"{typed}\n")
+                terminal.read_until(answer)
+            terminal.type("/quit\n")
+            terminal.read_until("Nothing was lost.")
+            assert process.wait() == 0
+        finally:
+            process.terminate()
+            os.close(ours)
+    assert_nothing_is_left(terminal.output)
 
 
 def test_fails_when_workers_do_not_lock(tmp_path: Path) -> None:
