@@ -30,7 +30,9 @@ Json: TypeAlias = dict[str, Any]
 
 TOKEN = "1234567:a-token-for-the-local-server"  # noqa: S105  # opens nothing but this server
 BOT: Json = {"id": 1234567, "is_bot": True, "first_name": "Logger", "username": "logger_bot"}
-ALWAYS_TRUE = ("setMyCommands", "deleteMyCommands", "deleteWebhook", "sendChatAction", "logOut")
+ALWAYS_TRUE = (
+    "setMyCommands", "deleteMyCommands", "setWebhook", "deleteWebhook", "sendChatAction", "logOut"
+)  # fmt: skip
 MAX_TEXT = 4096
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Front(BotApiServer):
         self.asked: dict[int, Upstream] = {}
         self.delivered = 0
         self.again = 0
+        self._last: defaultdict[int, deque[Upstream]] = defaultdict(lambda: deque(maxlen=2))
         self._bringing: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._held: asyncio.Future[None] | None = None
@@ -96,11 +98,13 @@ class Front(BotApiServer):
         self._wake()
 
     async def _try(self, update: Json, person: int) -> bool:
-        # At random, but never the same worker twice running for one person: to have it seen.
-        others = [each for each in self.workers if each.is_up and each != self.asked.get(person)]
-        if not others:
+        # At random, but if possible nobody who had the last update of this person: to have it seen.
+        alive = [each for each in self.workers if each.is_up]
+        others = [each for each in alive if each not in self._last[person]]
+        if not alive:
             return False
-        worker = self.asked[person] = random.choice(others)  # noqa: S311
+        worker = self.asked[person] = random.choice(others or alive)  # noqa: S311
+        self._last[person].append(worker)
         worker.handling.add(update["update_id"])
         assert self._session is not None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+
+sys.path.append(
+    str(Path(__file__).parent.parent / "examples")
+)  # for those that pytest does not run
+
 from local_postgres import AS_USER, PASSWORD, USER, LocalPostgres, free_port
 
 __all__ = ["AS_USER", "PASSWORD", "USER", "PostgresServer", "free_port"]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import worker
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from bot_api_server import TOKEN, BotApiServer, Json
+from bots import text_update
+from telegram import Update
+from test_demo import Terminal
+
+from kvpersist import ConflictError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORKER = EXAMPLES / "worker.py"
@@ -68,6 +80,51 @@ def test_shows_that_workers_behave_as_one() -> None:
     assert_nothing_is_left(done.stdout)
 
 
+def test_leaves_nothing_when_it_is_ended() -> None:
+    """A tour that is interrupted ends its workers and its server, and removes their folders."""
+    command = [sys.executable, str(EXAMPLES / "workers_tour.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        output = ""
+        while "Which size?" not in output:
+            output += process.stdout.readline()
+        process.terminate()
+        output += process.stdout.read()
+    assert process.returncode == 130
+    assert_nothing_is_left(output)
+
+
+def test_a_person_can_talk_on_a_terminal() -> None:
+    """What is typed is answered by the workers in turn; a button is pressed by its text."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(EXAMPLES / "workers_tour.py")]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)  # so that reading fails when the tour has ended
+        terminal = Terminal(ours)
+        try:
+            terminal.read_until("/quit ends.")
+            for typed, answer in (
+                ("/order", "Which size?"),
+                ("small", "what on it?"),
+                ("olives", "Where to?"),
+                ("here", "Order 3: a small pizza with olives, to here."),
+                ("The same again", "Order 4: a small pizza"),
+            ):
+                terminal.type(f"{typed}\n")
+                terminal.read_until(answer)
+            terminal.type("/quit\n")
+            terminal.read_until("Nothing was lost.")
+            assert process.wait() == 0
+        finally:
+            process.terminate()
+            os.close(ours)
+    assert_nothing_is_left(terminal.output)
+
+
 def test_fails_when_workers_do_not_lock(tmp_path: Path) -> None:
     """The tour ends with 1 when updates of one chat run at the same time, and are overwritten."""
     unlocked = (
@@ -106,3 +163,69 @@ def test_a_worker_says_what_it_needs(missing: str) -> None:
     assert done.returncode == 2
     assert f"set {missing}" in done.stderr
     assert "make demo-workers" in done.stderr
+
+
+class App:
+    """As much of a worker as a webhook needs."""
+
+    def __init__(self) -> None:
+        self.bot = None
+        self.handled: list[str] = []
+        self.is_handling = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def handle_update(self, update: Update) -> None:
+        assert update.message is not None
+        assert update.message.text is not None
+        self.handled.append(update.message.text)
+        if update.message.text == "bad":
+            raise ConflictError("on purpose")
+        self.is_handling.set()
+        await self.go_on.wait()
+
+
+async def test_the_webhook_answers_when_an_update_is_committed() -> None:
+    """Not before; 503 if it was not, and 403 to strangers, whose updates nobody handles."""
+    app: Any = App()
+    server = web.Application()
+    server.router.add_post("/telegram", worker.Webhook(app, "s3cret").answer)
+    async with TestClient(TestServer(server)) as client:
+
+        async def post(text: str, *known_by: str) -> int:
+            headers = {"X-Telegram-Bot-Api-Secret-Token": each for each in known_by}
+            async with client.post("/telegram", json=text_update(text), headers=headers) as answer:
+                return answer.status
+
+        assert await post("hi") == 403
+        assert await post("hi", "wr\u00f6ng") == 403
+        assert app.handled == []
+        assert await post("bad", "s3cret") == 503
+        waiting = asyncio.create_task(post("good", "s3cret"))
+        await app.is_handling.wait()
+        assert not waiting.done()
+        app.go_on.set()
+        assert await waiting == 200
+
+
+async def test_the_webhook_is_set_once() -> None:
+    """By a command of its own, with the secret; no database is needed for that."""
+    asked: list[Json] = []
+
+    class Server(BotApiServer):
+        async def _true(self, parameters: Json) -> bool:
+            asked.append(parameters)
+            return True
+
+    async with Server() as server:
+        environment = os.environ | {
+            "BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "SECRET_TOKEN": "s3cret",
+            "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "NO_PROXY": "*",
+        }  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(WORKER), "--set-webhook", "https://bot.example/telegram",
+            env=environment,
+        )  # fmt: skip
+        assert await process.wait() == 0
+    (parameters,) = asked
+    assert parameters["url"] == "https://bot.example/telegram"
+    assert parameters["secret_token"] == "s3cret"  # noqa: S105
