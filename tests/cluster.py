@@ -58,6 +58,7 @@ _IMPATIENT: Final = 0.02
 """Which part of the updates is sent again before the first worker can have answered."""
 _PATIENCE: Final = 30.0
 """Seconds after which any other is sent again."""
+_MOST_ATTEMPTS: Final = 300
 _MOST_SHOWN: Final = 20
 
 
@@ -178,7 +179,7 @@ class Worker:
             self._report.done["workers that found no database"] += 1
             return
         elif process.returncode != 0:
-            self._report.wrong.append(f"a worker ended with {process.returncode}")
+            raise RuntimeError(f"a worker ended with {process.returncode}: {said[-3000:]}")
         if said:
             self._report.wrong.append(f"a worker said: {said[-3000:]}")
 
@@ -353,6 +354,8 @@ class Hammer:
                 self.report.done[f"sent again: {what}"] += 1
                 if status != 503:
                     self.report.wrong.append(f"{move}: {status} {answer}")
+            if move.attempts == _MOST_ATTEMPTS:
+                raise RuntimeError(f"never acknowledged: {move}; {self.report.done}")
             await asyncio.sleep(min(0.02 * move.attempts, 0.5))
             others = [each for each in self._workers if each is not worker]
             worker = chance.choice(others or [worker])
