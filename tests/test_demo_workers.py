@@ -137,7 +137,7 @@ def test_fails_when_workers_do_not_lock(tmp_path: Path) -> None:
         "    async def __aexit__(self, *_): pass\n"
         "shared.asyncio.Lock = Open\n"
     )
-    done = tour("--worker", script(tmp_path, unlocked), "--patience", "60")
+    done = tour("--worker", script(tmp_path, unlocked))
     assert done.returncode == 1
     assert "FAILED: LOST: not so: each of 40 chats has counted 10 messages" in done.stderr
     assert_nothing_is_left(done.stdout)
