@@ -10,7 +10,7 @@ SEED ?= 1
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: check test torture oldest demo clean
+.PHONY: check test docs torture oldest demo clean
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ $(VENV)/installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy kvpersist tests examples benchmarks
+	$(BIN)/mypy kvpersist tests examples benchmarks docs
 
 # Of the tests: the system's PgBouncer, or one that is not installed.
 $(BIN)/pgbouncer: tests/pgbouncer.sh $(VENV)/made
@@ -41,6 +41,17 @@ test: $(VENV)/installed $(BIN)/pgbouncer
 	$(BIN)/coverage run $(BIN)/pytest --numprocesses auto $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter tests,$(TESTS)),,--fail-under=0)
+
+# The pages need none of the tools that the tests need.
+$(VENV)/docs-installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist -name '*.py')
+	$(PIP) install --upgrade --group docs .
+	touch $@
+
+## The pages, in docs/_build. A warning fails.
+docs: $(VENV)/docs-installed
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx --quiet --jobs auto -W --keep-going -n docs docs/_build
+	@echo "The pages are in docs/_build/index.html"
 
 ## For SECONDS, a quarter each: suites of faults, bots that are killed with SIGKILL, a simulation of group commit, bots at full speed. Fails if anything acknowledged is lost, or grows.
 torture: $(VENV)/installed
@@ -74,4 +85,4 @@ demo: $(VENV)/demo-installed
 	@$(BIN)/python examples/tour.py --persistence $(PERSISTENCE)
 
 clean:
-	rm -rf $(VENV) .venv-oldest dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest dist docs/_build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
