@@ -6,6 +6,7 @@ from pathlib import Path
 
 from row import FAILED, Row
 
+_OWN = ("kvpersist, documents", "kvpersist, plain dicts")
 BEGIN, END = "<!-- made by `make bench` -->", "<!-- until here -->"
 
 
@@ -40,6 +41,24 @@ def comparison(rows: list[Row]) -> str:
         note = f" ({row.note})" if row.note else ""
         items.append(f"- **{row.work}**, in {unit}{note}: {listed}.")
     return "\n".join(items)
+
+
+def beside_pickle(rows: list[Row]) -> str:
+    """Return what PTB's own persistence was measured at too, as a table."""
+    lines = ["| work | in | kvpersist | PicklePersistence |", "|---|---|---|---|"]
+    for row in rows:
+        if (pickle := row.others.get("PicklePersistence")) is None:
+            continue
+        own = [name for name in _OWN if name in row.others]
+        figures = "; ".join(
+            f"{name.partition(', ')[2]} {row.others[name].median_as_text()}" for name in own
+        )
+        work = row.work.removesuffix(", plain dicts").removesuffix(", documents")
+        note = f" ({row.note})" if row.note else ""
+        lines.append(
+            f"| {work} | {_signs(row.unit)}{note} | {figures} | {pickle.median_as_text()} |"
+        )
+    return "\n".join(lines)
 
 
 def put_into(page: Path, text: str) -> None:

@@ -66,7 +66,10 @@ nitpick_ignore_regex = [
     # Names of other projects: their pages are not fetched.
     (r"py:.*", r"(telegram|collections|os|typing|_?asyncio|pathlib|logging)\..*"),
     (r"py:obj", r"__qualname__"),
-    (r"py:.*", r"(Application|ApplicationBuilder|ConversationHandler|ContextTypes|BasePersistence)\b.*"),
+    (
+        r"py:.*",
+        r"(Application|ApplicationBuilder|ConversationHandler|ContextTypes|BasePersistence)\b.*",
+    ),
     # Variables of types.
     (r"py:.*", r"(kvpersist\.(persistence|codec\.codec)\.)?(UD|CD|BD|T)"),
     # How the codec is extended by another library is not promised to users.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import re
 import threading
 from collections import Counter
 from copy import deepcopy
@@ -17,8 +16,8 @@ from typing import Any
 
 import pytest
 from bots import NEVER, Json, press_update, text_update
+from claims import claims, exists
 from handlers import ANY, conversation, nothing, step, text
-from markdown_it import MarkdownIt
 from recorder import Recorded, Recorder
 from telegram import Update
 from telegram.ext import (
@@ -494,7 +493,7 @@ async def test_the_first_run_comes_after_the_interval() -> None:
         await recorded.app.start()
         await settle()
         assert recorded.recorder.take() == []
-        while recorded.recorder.names() != ["update_bot_data"]:
+        while recorded.recorder.names() != ["update_bot_data"]:  # noqa: ASYNC110  it tells nobody
             await asyncio.sleep(0.001)
         await recorded.app.stop()
 
@@ -1151,7 +1150,7 @@ async def test_an_update_is_confirmed_before_it_is_handled(
         assert recorded.app.updater is not None
         await recorded.app.updater.start_polling()
         await began.wait()
-        while update["update_id"] + 1 not in offsets:
+        while update["update_id"] + 1 not in offsets:  # noqa: ASYNC110  it tells nobody
             await asyncio.sleep(0)
         assert not go_on.is_set()
         go_on.set()
@@ -1162,50 +1161,13 @@ async def test_an_update_is_confirmed_before_it_is_handled(
 
 # --- The page itself --------------------------------------------------------------------------
 
-SHOWN = re.compile(r"<!--\s*([^<>]*?)\s*-->", re.DOTALL)
-
-
-def claims() -> list[tuple[str, list[str]]]:
-    """Return each paragraph, item and row of the page with the tests that it names."""
-    found: list[tuple[str, list[str]]] = []
-    row: list[str] = []
-    parent = ""
-    for token in MarkdownIt("commonmark").enable("table").parse(PAGE.read_text()):
-        if token.type == "html_block" and found:
-            found[-1][1].extend(
-                _claim(token.content)[1]
-            )  # behind its paragraph, on a line of its own
-        elif token.type == "inline" and parent == "td_open":
-            row.append(token.content)
-        elif token.type == "inline" and parent == "paragraph_open":
-            found.append(_claim(token.content))
-        elif token.type == "tr_close" and row:
-            found.append(_claim(" | ".join(row)))
-            row = []
-        parent = token.type
-    return found
-
-
-def _claim(text: str) -> tuple[str, list[str]]:
-    named = [
-        name
-        for found in SHOWN.findall(text)
-        for name in re.findall(r"(?:\w+\.py::)?\btest_\w+\b(?!\.py)", found)
-    ]
-    return SHOWN.sub("", text).strip(), named
-
 
 def test_every_claim_is_shown_by_a_test() -> None:
     """Each paragraph, item and row names tests that exist; each test here is named."""
     made = LIFE.table().splitlines()
     named: set[str] = set()
-    for text_, tests in claims():
-        is_made = f"| {text_} |" in made or text_.startswith("![")
-        assert tests or is_made, text_
+    for claim, tests in claims(PAGE):
+        assert tests or f"| {claim} |" in made or claim.startswith("!["), claim
         named.update(tests)
-    for test in sorted(named):
-        module, _, name = test.rpartition("::")
-        path = Path(__file__).parent / (module or Path(__file__).name)
-        assert re.search(rf"^(async )?def {name}\b", path.read_text(), re.MULTILINE), test
-    here = {name for name in globals() if name.startswith("test_")}
-    assert here <= named
+    assert not [test for test in named if not exists(test, Path(__file__))]
+    assert {name for name in globals() if name.startswith("test_")} <= named

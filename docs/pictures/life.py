@@ -128,14 +128,19 @@ def draw() -> str:
     brace = _text(
         "soft", COLUMNS[1] + 40, end + 26, "Bar: calls that begin together, in any order."
     )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {end + 44}" '
+        'role="img" aria-labelledby="title desc">'
+    )
+    title = "The life of a bot, and which call of a persistence comes when"
+    back = f'<rect class="back" x="0.5" y="0.5" width="{WIDTH - 1}" height="{end + 43}" rx="8"/>'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {end + 44}" role="img"'
-            ' aria-labelledby="title desc">',
-            '<title id="title">The life of a bot, and which call of a persistence comes when</title>',
+            svg,
+            f'<title id="title">{title}</title>',
             '<desc id="desc">The table below the picture says the same.</desc>',
             f"<style>{STYLE}</style>",
-            f'<rect class="back" x="0.5" y="0.5" width="{WIDTH - 1}" height="{end + 43}" rx="8"/>',
+            back,
             *parts,
             *head,
             time,
