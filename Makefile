@@ -50,7 +50,7 @@ $(VENV)/docs-installed: $(VENV)/made pyproject.toml README.md $(shell find kvper
 ## The pages, in docs/_build. A warning fails.
 docs: $(VENV)/docs-installed
 	rm -rf docs/_build
-	$(BIN)/python -m sphinx --quiet --jobs auto -W --keep-going -n docs docs/_build
+	$(BIN)/python -m sphinx --quiet -W --keep-going -n docs docs/_build
 	@echo "The pages are in docs/_build/index.html"
 
 ## For SECONDS, a quarter each: suites of faults, bots that are killed with SIGKILL, a simulation of group commit, bots at full speed. Fails if anything acknowledged is lost, or grows.

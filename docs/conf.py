@@ -136,10 +136,9 @@ def check_offline(app: Sphinx, error: Exception | None) -> None:
             raise ExtensionError(f"{path} loads something from elsewhere: {found[0]}")
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
-    """Have Sphinx call what is above."""
+def setup(app: Sphinx) -> None:
+    """Have Sphinx call what is above; in one process, where parameters are noted."""
     app.connect("source-read", outside)
     app.connect("autodoc-process-docstring", note_parameters)
     app.connect("missing-reference", find)
     app.connect("build-finished", check_offline)
-    return {"parallel_read_safe": False}  # parameters are noted in this process

@@ -126,7 +126,7 @@ def draw() -> str:
     time = f'<path class="time" d="M18 {TOP} V{end} m-5 -8 l5 8 l5 -8"/>'
     legend = _text("edge", COLUMNS[0], end + 26, "Red: what a kill would lose at this moment.")
     brace = _text(
-        "soft", COLUMNS[1] + 40, end + 26, "Bar: calls that begin together, in any order."
+        "soft", COLUMNS[1] + 130, end + 26, "Bar: calls that begin together, in any order."
     )
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {end + 44}" '
