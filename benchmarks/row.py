@@ -26,7 +26,7 @@ class Spread(NamedTuple):
             return _digits(self.median)
         return f"{_digits(self.median)} ({_digits(self.low)}–{_digits(self.high)})"
 
-    def median_as_text(self) -> str:
+    def of_median(self) -> str:
         """Return the median alone."""
         return _digits(self.median)
 

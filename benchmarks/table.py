@@ -6,7 +6,7 @@ from pathlib import Path
 
 from row import FAILED, Row
 
-_OWN = ("kvpersist, documents", "kvpersist, plain dicts")
+_PAIR = ("kvpersist, documents", "kvpersist, plain dicts", "PicklePersistence")
 BEGIN, END = "<!-- made by `make bench` -->", "<!-- until here -->"
 
 
@@ -45,19 +45,14 @@ def comparison(rows: list[Row]) -> str:
 
 def beside_pickle(rows: list[Row]) -> str:
     """Return what PTB's own persistence was measured at too, as a table."""
-    lines = ["| work | in | kvpersist | PicklePersistence |", "|---|---|---|---|"]
+    lines = [f"| work | in | {' | '.join(_PAIR)} |", "|---|---|---|---|---|"]
     for row in rows:
-        if (pickle := row.others.get("PicklePersistence")) is None:
+        if "PicklePersistence" not in row.others:
             continue
-        own = [name for name in _OWN if name in row.others]
-        figures = "; ".join(
-            f"{name.partition(', ')[2]} {row.others[name].median_as_text()}" for name in own
-        )
+        figures = (row.others[name].of_median() if name in row.others else "" for name in _PAIR)
         work = row.work.removesuffix(", plain dicts").removesuffix(", documents")
         note = f" ({row.note})" if row.note else ""
-        lines.append(
-            f"| {work} | {_signs(row.unit)}{note} | {figures} | {pickle.median_as_text()} |"
-        )
+        lines.append(f"| {work} | {_signs(row.unit)}{note} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,24 @@ async def test_the_file_is_emptied_first(tmp_path: Path) -> None:
 
     await write(path, 2, Witness())
     assert sizes == [0]
+
+
+async def test_everything_is_written_for_each_chat(tmp_path: Path) -> None:
+    """In the thread of the event loop; a run of three chats writes three times all there is."""
+    written: list[bool] = []
+
+    class Witness:
+        def __reduce__(self) -> tuple[Any, ...]:
+            is_main = threading.current_thread() is threading.main_thread()
+            written.append(is_main)
+            return (str, ())
+
+    persistence = PicklePersistence(tmp_path / "bot.pickle")
+    await persistence.update_chat_data(0, {"witness": Witness()})
+    written.clear()
+    for chat_id in (1, 2, 3):
+        await persistence.update_chat_data(chat_id, {})
+    assert written == [True] * 3
 
 
 async def test_a_lambda_breaks_the_file(tmp_path: Path) -> None:
