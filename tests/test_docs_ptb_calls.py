@@ -26,6 +26,7 @@ from telegram.ext import (
     CommandHandler,
     ContextTypes,
     ConversationHandler,
+    Job,
     MessageHandler,
     PersistenceInput,
     TypeHandler,
@@ -287,6 +288,22 @@ async def test_a_late_conversation_is_loaded_by_a_task() -> None:
         await recorded.app.stop()
 
 
+async def test_a_step_before_a_late_load_is_overwritten() -> None:
+    """What is stored takes its place."""
+    recorder = Recorder()
+    recorder.conversations = {"order": {(1, 1): "b"}}
+    recorded = Recorded(recorder=recorder)
+    async with recorded.app:
+        await recorded.app.start()
+        with pytest.warns(UserWarning, match="discouraged"):
+            recorded.app.add_handler(conversation("order", "a", "b"))
+        await recorded.bot.say("/start")
+        await settle()
+        await recorded.bot.say("on")
+        assert recorded.bot.answers() == ["started", "was at 'b'"]
+        await recorded.app.stop()
+
+
 async def test_an_error_of_a_late_conversation_goes_to_error_handlers() -> None:
     """The bot goes on without its states."""
     recorded = Recorded()
@@ -415,6 +432,23 @@ async def test_a_job_refreshes_what_it_was_given() -> None:
         await queue.run_once(work, NEVER, chat_id=5).run(recorded.app)
         assert recorded.recorder.names() == ["refresh_bot_data", "refresh_chat_data"]
         assert ("update_chat_data", 5) in await recorded.run()
+
+
+async def test_a_job_that_is_done_has_saved_nothing() -> None:
+    """It is marked for the next run."""
+    assert "update_persistence" in (Job.run.__doc__ or "")
+
+    async def work(context: Any) -> None:
+        context.chat_data["n"] = 1
+
+    recorded = Recorded(jobs=True)
+    async with recorded.app:
+        recorded.recorder.take()
+        assert recorded.app.job_queue is not None
+        await recorded.app.job_queue.run_once(work, NEVER, chat_id=1).run(recorded.app)
+        assert recorded.recorder.names() == ["refresh_bot_data", "refresh_chat_data"]
+        assert recorded.recorder.chats == {}
+        assert ("update_chat_data", 1) in await recorded.run()
 
 
 async def test_a_job_does_not_run_when_refreshing_fails() -> None:
