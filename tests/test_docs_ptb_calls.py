@@ -1010,7 +1010,7 @@ async def test_all_keyboards_are_handed_over_for_one() -> None:
     recorded = counting(arbitrary_callback_data=True)
     async with recorded.app:
         for number in range(3):
-            await recorded.bot.ask(number)
+            await recorded.bot.ask(number + 1)
         await recorded.run()
         assert len(recorded.recorder.callback[0]) == 3
         assert recorded.bot.cache.maxsize == 1024
