@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 from bots import NEVER, Bot, Handler, build
@@ -139,6 +140,15 @@ class Recorded:
     def errors(self) -> list[Exception]:
         """What the error handler was given."""
         return self.bot.errors
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Have no update end meanwhile."""
+        self.recorder.gate = asyncio.Event()
+        try:
+            yield
+        finally:
+            self.recorder.gate.set()
 
     async def run(self) -> Counter[tuple[str, Any]]:
         """Save, as PTB does every `update_interval`; return what was called, with which id."""

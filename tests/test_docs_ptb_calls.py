@@ -35,6 +35,7 @@ from telegram.ext import (
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "ptb.md"
+pytestmark = pytest.mark.timeout(30)  # if PTB is not what it was, nobody waits for long
 UPDATES = ["update_callback_data", "update_bot_data"]
 """What is called in each run, if the bot has arbitrary callback data."""
 
@@ -639,11 +640,10 @@ async def test_documents_are_whole_and_copied() -> None:
     recorded.recorder.chats = {1: {"old": ["x"]}}
     async with recorded.app:
         await recorded.bot.say("hello")
-        recorded.recorder.gate = asyncio.Event()
-        run = asyncio.ensure_future(recorded.app.update_persistence())
-        await settle()
-        recorded.app.chat_data[1]["old"].append("y")
-        recorded.recorder.gate.set()
+        async with recorded.held():
+            run = asyncio.ensure_future(recorded.app.update_persistence())
+            await settle()
+            recorded.app.chat_data[1]["old"].append("y")
         await run
         assert recorded.recorder.chats == {1: {"old": ["x"], "n": 1}}
 
@@ -655,15 +655,14 @@ async def test_the_calls_of_a_run_begin_together() -> None:
         await recorded.bot.say("/start")
         await recorded.bot.say("/start", chat_id=2)
         recorded.recorder.take()
-        recorded.recorder.gate = asyncio.Event()
         ended = recorded.recorder.ended
-        run = asyncio.ensure_future(recorded.app.update_persistence())
-        await settle()
-        assert sorted(recorded.recorder.names()) == sorted(
-            [*UPDATES, *["update_chat_data", "update_user_data", "update_conversation"] * 2]
-        )
-        assert recorded.recorder.ended == ended
-        recorded.recorder.gate.set()
+        async with recorded.held():
+            run = asyncio.ensure_future(recorded.app.update_persistence())
+            await settle()
+            assert sorted(recorded.recorder.names()) == sorted(
+                [*UPDATES, *["update_chat_data", "update_user_data", "update_conversation"] * 2]
+            )
+            assert recorded.recorder.ended == ended
         await run
 
 
@@ -672,11 +671,10 @@ async def test_runs_wait_for_each_other() -> None:
     recorded = counting()
     async with recorded.app:
         recorded.recorder.take()
-        recorded.recorder.gate = asyncio.Event()
-        runs = [asyncio.ensure_future(recorded.app.update_persistence()) for _ in range(2)]
-        await settle()
-        assert recorded.recorder.names() == ["update_bot_data"]
-        recorded.recorder.gate.set()
+        async with recorded.held():
+            runs = [asyncio.ensure_future(recorded.app.update_persistence()) for _ in range(2)]
+            await settle()
+            assert recorded.recorder.names() == ["update_bot_data"]
         await asyncio.gather(*runs)
         assert recorded.recorder.names() == ["update_bot_data"]
 
@@ -1100,7 +1098,8 @@ async def test_an_application_can_begin_again() -> None:
 
 def run_polling(recorded: Recorded, moments: list[str]) -> None:
     """Run a bot as bots are run, in a thread with an event loop of its own."""
-    asyncio.set_event_loop(asyncio.new_event_loop())
+    asyncio.set_event_loop(loop := asyncio.new_event_loop())
+    loop.call_later(20, loop.stop)  # if PTB is not what it was, nobody waits for ever
 
     def noting(name: str) -> Any:
         async def note(app: Any) -> None:
