@@ -12,7 +12,7 @@ WORKERS ?= 4
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: check test torture cluster oldest bench demo demo-workers clean
+.PHONY: check test docs torture cluster oldest bench demo demo-workers clean
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -31,7 +31,7 @@ $(VENV)/installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy kvpersist tests examples benchmarks
+	$(BIN)/mypy kvpersist tests examples benchmarks docs
 	$(BIN)/twine check --strict dist/*
 
 # Of the tests: the system's PgBouncer, or one that is not installed.
@@ -44,6 +44,17 @@ test: $(VENV)/installed $(BIN)/pgbouncer
 	$(BIN)/coverage run $(BIN)/pytest --numprocesses auto $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(filter tests,$(TESTS)),,--fail-under=0)
+
+# The pages need none of the tools that the tests need.
+$(VENV)/docs-installed: $(VENV)/made pyproject.toml README.md $(shell find kvpersist -name '*.py')
+	$(PIP) install --upgrade --group docs .
+	touch $@
+
+## The pages, in docs/_build. A warning fails.
+docs: $(VENV)/docs-installed
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx --quiet -W --keep-going -n docs docs/_build
+	@echo "The pages are in docs/_build/index.html"
 
 ## For SECONDS, a quarter each: suites of faults, bots that are killed with SIGKILL, a simulation of group commit, bots at full speed. Fails if anything acknowledged is lost, or grows.
 torture: $(VENV)/installed
@@ -90,4 +101,4 @@ demo-workers: $(VENV)/demo-workers-installed
 	@$(BIN)/python examples/workers_tour.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest dist docs/_build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

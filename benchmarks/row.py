@@ -26,6 +26,10 @@ class Spread(NamedTuple):
             return _digits(self.median)
         return f"{_digits(self.median)} ({_digits(self.low)}–{_digits(self.high)})"
 
+    def of_median(self) -> str:
+        """Return the median alone."""
+        return _digits(self.median)
+
 
 def spread(figures: Iterable[float]) -> Spread:
     """Return the median and the quartiles."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from measure import say
 from row import FAILED, PREFIX, Row, of_json
-from table import comparison, put_into, table
+from table import beside_pickle, comparison, put_into, table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -54,6 +54,7 @@ def main() -> int:
     if is_whole and results == RESULTS:
         put_into(HERE.parent / "README.md", table(rows))
         put_into(HERE / "README.md", comparison(rows))
+        put_into(HERE.parent / "docs" / "why.md", beside_pickle(rows))
     return int(has_failed)
 
 

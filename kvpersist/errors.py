@@ -81,7 +81,7 @@ class DocumentError(KVPersistError):
 
     @property
     def scope(self) -> str:
-        """What the row holds: ``chat``, ``user``, ``bot``, ``callback`` or ``conversation``."""
+        """Which one it is of ``chat``, ``user``, ``bot``, ``callback`` and ``conversation``."""
         return self.key.partition("/")[0]
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class DecodeError(DocumentError):
 
     @property
     def errors(self) -> tuple[DecodeError, ...]:
-        """One for each row: this one, but for `BadRowsError`."""
+        """One for each row, which is this one alone but for `BadRowsError`."""
         return (self,)
 
 

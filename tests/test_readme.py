@@ -29,16 +29,6 @@ async def main():
 
 asyncio.run(main())
 """
-PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("postgres", "workers"))]
-BLOCKS = re.findall(r"```python\n(.*?)```", "".join(PAGES), re.DOTALL)
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n", 1)[0])
-def test_the_code_runs(block: str, tmp_path: Path) -> None:
-    """Each block of Python runs as it stands, given what it says that the reader has."""
-    code = f"TOKEN = '123:abc'\nfrom kvpersist import MemoryStore\n{block}"
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
 
 
 async def test_the_example_keeps_rows_as_shown(tmp_path: Path) -> None:
