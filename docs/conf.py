@@ -64,7 +64,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     # Names of other projects: their pages are not fetched.
-    (r"py:.*", r"(telegram|collections|os|typing|_?asyncio|pathlib|logging)\..*"),
+    (r"py:.*", r"(telegram|collections|contextlib|os|typing|_?asyncio|pathlib|logging)\..*"),
     (r"py:obj", r"__qualname__"),
     (
         r"py:.*",
