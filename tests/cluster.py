@@ -37,10 +37,9 @@ import aiohttp
 import asyncpg
 from bots import Json, press_update, text_update
 from cluster_checker import WORDS, History, Keyboard, Sent, check, outcome
+from postgres_server import PostgresServer, free_port
 from worker_process import BUTTONS, HOLD_TIMEOUT
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))  # where `postgres_server` has a part
-from postgres_server import PostgresServer, free_port
 
 USERS: Final = 200
 GROUPS: Final = 20
