@@ -189,6 +189,55 @@ def test_a_bot_killed_while_it_creates_the_file_starts_again(bot_db: Path) -> No
     assert (started.returncode, started.stderr) == (0, "")
 
 
+KILLED = (
+    "import asyncio; from kvpersist import SqliteStore\n"
+    "async def main():\n"
+    "    store = SqliteStore({path!r})\n"
+    "    await store.open(); await store.apply({{'chat/1': b'1'}}); await store.close()\n"
+    "    await store.open(); await store.apply({{'chat/1': b'2', 'chat/2': b'2'}})\n"
+    "    " + DIE + "\n"
+    "asyncio.run(main())"
+)
+"""A bot whose last acknowledged writes are in the log alone."""
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("is_locked", [False, True], ids=["no-lock", "lock"])
+async def test_a_log_whose_file_is_gone_is_not_removed_by_a_start(
+    bot_db: Path, lose: Callable[[Path], object], *, is_locked: bool
+) -> None:
+    """What a killed bot has acknowledged may be there alone; with the file back it is all there."""
+    killed = await asyncio.to_thread(run, KILLED.format(path=str(bot_db)))
+    assert killed.returncode == -9, killed.stderr
+    if not is_locked:  # so that the file is looked at before it gets one
+        bot_db.with_name("bot.db-lock").unlink()
+    elsewhere = bot_db.with_name("elsewhere.db")
+    shutil.copyfile(bot_db, elsewhere)
+    lose(bot_db)
+    before = content(bot_db.parent)
+    with pytest.raises(OpenError, match=r"is gone, or empty, and .*bot\.db-wal holds what was"):
+        await SqliteStore(bot_db).open()
+    assert content(bot_db.parent) == before
+    elsewhere.replace(bot_db)
+    store = SqliteStore(bot_db)
+    await store.open()
+    assert await store.read(["chat/1", "chat/2"]) == {"chat/1": b"2", "chat/2": b"2"}
+    await store.close()
+
+
+async def test_a_log_that_was_moved_away_hinders_no_new_file(bot_db: Path) -> None:
+    """Whoever does what the error says begins anew; an empty log holds nothing."""
+    killed = await asyncio.to_thread(run, KILLED.format(path=str(bot_db)))
+    assert killed.returncode == -9, killed.stderr
+    bot_db.unlink()
+    bot_db.with_name("bot.db-wal").rename(bot_db.with_name("kept"))
+    bot_db.with_name("bot.db-wal").touch()
+    store = SqliteStore(bot_db)
+    await store.open()
+    assert await store.read(["chat/1", "chat/2"]) == {}
+    await store.close()
+
+
 def not_sqlite(path: Path) -> None:
     """Make a file that is no database."""
     path.write_bytes(b"chat,text\n1,hello\n" * 500)

@@ -260,6 +260,7 @@ def open_file(name: str, busy_timeout: float, state: str | None = None) -> FileC
         if state is not None and not path.exists():
             _check_alone(path, state)
         _check_place(path)
+        _check_log(path)  # before anything connects: SQLite removes a log that has no file
         if not _lock_of(path).exists():  # a file that is not ours gets no lock beside it
             _is_new(path, busy_timeout)
         ownership = _take_ownership(path)
@@ -331,6 +332,24 @@ def _check_place(path: Path) -> None:
                 "the file is beside it, and a link may lead into the file of somebody else"
             )
     _check_names(path)
+
+
+def _check_log(path: Path) -> None:
+    """Raise if there is a log, but no file that it can be of: what is acknowledged may be in it."""
+    log = Path(f"{path}-wal")
+    # The log first: whoever creates the file at this moment has it written before there is a log.
+    if _size(log) and not _size(path):
+        raise OpenError(
+            f"{path} is gone, or empty, and {log} holds what was written last; put back the file "
+            f"that was here; if it is to be a backup of it, or a new one, move {log} away first"
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _check_names(path: Path) -> None:
