@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine
@@ -191,3 +194,84 @@ def test_a_forked_child_does_not_keep_the_lock(bot_db: Path) -> None:
     os.waitpid(child, 0)
     for descriptor in (ready, ready_in_child, done_in_child, done):
         os.close(descriptor)
+
+
+FORKED = """
+import asyncio, os, signal, sqlite3, sys, time
+from kvpersist import KVPersistence, KVPersistError, SqliteStore
+
+path, what = sys.argv[1:]
+store = SqliteStore(path, busy_timeout=60)
+persistence = KVPersistence(store)
+
+async def use():
+    if what == "update":
+        await persistence.update_chat_data(3, {"n": 3})
+    elif what == "flush":
+        await persistence.flush()
+    elif what == "backup":
+        await persistence.backup(path + ".copy")
+    else:
+        await persistence.get_chat_data()
+
+def child():
+    asyncio._set_running_loop(None)
+    try:
+        asyncio.run(use())
+    except KVPersistError as error:
+        print(type(error).__name__, error, flush=True)
+    else:
+        print("no error", flush=True)
+
+async def main():
+    await persistence.update_chat_data(1, {"n": 1})
+    locker = sqlite3.connect(path, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    writing = asyncio.create_task(persistence.update_chat_data(2, {"n": 2}))
+    while not store._opened.file._alone.locked():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # it waits for the lock of SQLite
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        finally:
+            os._exit(0)
+    until = time.monotonic() + 20
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        await asyncio.sleep(0.01)
+        if time.monotonic() > until:
+            print("it hangs", flush=True)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            break
+    locker.close()
+    await writing
+    await persistence.update_chat_data(4, {"n": 4})
+    await persistence.flush()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("update", "WriteError chat/3: .*another bot has"),
+        ("read", "StoreInUseError another bot has"),
+        ("flush", "WriteError .*chat/2.*another bot has"),
+        ("backup", "StoreInUseError another bot has"),
+    ],
+)
+def test_a_forked_child_that_uses_the_persistence_is_told_whose_it_is(
+    bot_db: Path, what: str, said: str
+) -> None:
+    """Also if it was forked in the middle of a write, whose thread it does not have.
+
+    It touches no connection of its parent's, which SQLite forbids; the parent goes on.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bot_db), what]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert re.match(said, ran.stdout), ran.stdout + ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    assert stored(bot_db) == {f"chat/{chat}": {"n": chat} for chat in (1, 2, 4)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import Any, Final
+from weakref import WeakSet
 
 from kvpersist.errors import (
     BackupError,
@@ -95,6 +96,7 @@ class SqliteStore:
         """In which state the file must be to be opened, since it was left unwillingly."""
         self._lock: asyncio.Lock | None = None
         self._lock_loop: asyncio.AbstractEventLoop | None = None
+        _STORES.add(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -482,6 +484,25 @@ class _Opened:
         """Close them without their event loop, and without being cancelled."""
         await self.reader.leave_behind()
         await self.writer.leave_behind()
+
+
+_STORES: Final[WeakSet[SqliteStore]] = WeakSet()
+_INHERITED: Final[list[_Opened | None]] = []
+"""What a forked child must not use, and not close either: so it is never let go of."""
+
+
+def _leave_to_parent() -> None:  # pragma: no cover  a forked child is not measured
+    """Have no store of a forked child be open: what it has inherited is the parent's.
+
+    SQLite forbids to use a connection there, or to close it (https://sqlite.org/howtocorrupt.html,
+    2.6). Nor are its threads there, one of which may have held a lock that nobody lets go of now.
+    """
+    for store in list(_STORES):
+        _INHERITED.append(store._opened)  # noqa: SLF001  of this module
+        store._opened = None  # noqa: SLF001  as above
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _name(path: str | PathLike[str]) -> str:
