@@ -391,6 +391,30 @@ async def test_what_cannot_be_rescued_either_is_told_and_kept(bot_db: Path) -> N
     assert [*stored(bot_db)] == ["chat/1"]
 
 
+async def test_what_cannot_be_rescued_either_is_not_written_over_newer_rows(bot_db: Path) -> None:
+    """Those of another bot that has had the file since; a person says which of the two lasts."""
+    first, second = KVPersistence(bot_db), KVPersistence(bot_db)
+    await first.update_chat_data(1, {"n": 1})
+    with quota(10_000):
+        with pytest.raises(WriteError):
+            await first.update_chat_data(1, {"n": 2, "text": "x" * 20_000})
+        with pytest.raises(WriteError, match="nor rescued"):
+            await first.flush()
+    assert await second.get_chat_data() == {1: {"n": 1}}
+    await second.update_chat_data(1, {"n": 3})
+    await second.flush()
+    with pytest.raises(OpenError, match="another bot has written to it since this one closed it"):
+        await first.get_chat_data()
+    with pytest.raises(WriteError, match="chat/2: .*is not as this bot has left it"):
+        await first.update_chat_data(2, {"n": 2})
+    assert stored(bot_db) == {"chat/1": {"n": 3}}
+    with pytest.raises(WriteError, match="for the next start: .*is not as this bot has left it"):
+        await first.flush()
+    with pytest.raises(OpenError, match='by "of": null'):
+        await KVPersistence(bot_db).get_chat_data()
+    assert stored(bot_db) == {"chat/1": {"n": 3}}
+
+
 async def test_a_file_that_others_own_gets_no_rescue_file(bot_db: Path) -> None:
     """Their next start would write old rows over new ones."""
     owner = KVPersistence(bot_db)

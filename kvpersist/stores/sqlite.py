@@ -121,8 +121,8 @@ class SqliteStore:
             NotAStoreError: The file belongs to another program. It was left as it is.
             NewerSchemaError: A newer kvpersist has written the file. It was left as it is.
             OpenError: No such folder, no permission, a directory, a damaged file. Or this had to
-                leave the file (it was moved, or its log or lock was removed), and what is there is
-                not as it was then: only a new `SqliteStore` takes that.
+                leave the file (it was moved, its log or lock was removed, or `rescue` failed), and
+                what is there is not as it was then: only a new `SqliteStore` takes that.
         """
         if self._is_stale(self._opened):
             # Shielded: a caller that gives up must not leave a connection that nobody knows.
@@ -261,7 +261,8 @@ class SqliteStore:
         """Leave rows in ``<file>-rescue``, readable by its owner alone, durably, and close.
 
         The next `open` writes them before all else, and says so in the log. If the file is not
-        where it was, only one that is in the same state gets them.
+        where it was, only one that is in the same state gets them. If they cannot be left, this
+        store opens only a file to which nobody has written since.
 
         Raises:
             WriteError: There is no room for that either; another bot has the file; or this never
@@ -285,6 +286,8 @@ class SqliteStore:
             with suppress(OSError, ValueError, OpenError):
                 await until_done(leaving)
             if opened is not None:
+                # Who keeps them must not write them over what others have written since.
+                opened.file.is_coming_back = leaving.exception() is not None
                 self._opened = None
                 await opened.leave_behind()
             self._last_state = opened.file.last_state if opened else self._last_state

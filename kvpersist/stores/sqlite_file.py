@@ -502,9 +502,9 @@ def _check_alone(path: Path, state: str | None) -> None:
 def _check_state(path: Path, connection: FileConnection, state: str) -> None:
     if not state or state != connection.state():
         raise OpenError(
-            f"{path} is not as this bot has left it: it was replaced by another file, or a second "
-            f"bot has written to it since {_lock_of(path)} was removed; put back the one that was "
-            f"here, or restart the bot: its end leaves what is waiting in "
+            f"{path} is not as this bot has left it: it was replaced by another file, or another "
+            f"bot has written to it since this one closed it, or {_lock_of(path)} was removed; put "
+            f"back the one that was here, or restart the bot: its end leaves what is waiting in "
             f"{rescue.place_of(str(path))}"
         )
 
