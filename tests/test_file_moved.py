@@ -36,7 +36,7 @@ from kvpersist import (
 )
 from kvpersist.group_commit import GroupCommit
 from kvpersist.stores import rescue
-from kvpersist.stores.sqlite_file import open_file, open_reader
+from kvpersist.stores.sqlite_file import FileConnection, open_file, open_reader
 
 
 def remove(path: Path) -> None:
@@ -318,6 +318,36 @@ async def test_a_log_that_is_being_read_is_saved_when_that_ends(
         return
     await commits.close()
     assert stored(bot_db).keys() == big.keys() | {"user/1", "user/2"}
+
+
+async def test_a_log_is_saved_though_the_bot_looks_for_commits_of_others(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, by the same connection: that is nobody's reading, and is waited for."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    with closing(sqlite3.connect(bot_db)) as other, other:
+        other.execute("UPDATE documents SET value = '2'")
+    has_begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    execute = FileConnection.execute
+
+    def take_long(connection: FileConnection, sql: str, *more: Any) -> sqlite3.Cursor:
+        cursor = execute(connection, sql, *more)
+        if sql == "PRAGMA data_version":
+            loop.call_soon_threadsafe(has_begun.set)
+            assert may_end.wait(60)
+        return cursor
+
+    monkeypatch.setattr(FileConnection, "execute", take_long)
+    looking = asyncio.create_task(store.see_others())
+    await has_begun.wait()
+    remove_log(bot_db)
+    loop.call_later(0.1, may_end.set)
+    await store.close()
+    await looking
+    assert stored(bot_db) == {"chat/1": 2}
 
 
 def read_elsewhere(path: Path) -> object:

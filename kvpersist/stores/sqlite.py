@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from typing import Any, Final
@@ -348,10 +348,13 @@ class SqliteStore:
             return others
         if (opened := self._opened) is None:
             raise self._not_open()
-        header = opened.file.header()  # before SQLite is asked, so that no commit is in neither
-        # By the connection that writes, because it tells the commits of others from its own.
-        ((version,),) = await self._fetch("PRAGMA data_version", (), opened.writer)
-        opened.file.seen = header, version
+        async with opened.looking:
+            if (others := self.others_seen()) is not None:  # perhaps because others have just asked
+                return others
+            try:
+                await begin_in_daemon(opened.file.look_from_outside, lambda _: None)
+            except sqlite3.Error as error:
+                raise ReadError(f"{self.path}: {error}") from error
         self.others_seen()
         return self._others
 
@@ -417,13 +420,11 @@ class SqliteStore:
         except MovedError as error:
             raise UnavailableError(str(error)) from error
 
-    async def _fetch(
-        self, sql: str, parameters: Iterable[object], by: SqliteThread | None = None
-    ) -> list[Any]:
+    async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Any]:
         if self._opened is None:
             raise self._not_open()
         try:
-            return await (by or self._opened.reader).fetch(sql, parameters)
+            return await self._opened.reader.fetch(sql, parameters)
         except (sqlite3.Error, ValueError) as error:
             if not is_damage(error):
                 raise ReadError(f"{self.path}: {error}") from error
@@ -469,6 +470,8 @@ class _Opened:
     loop: asyncio.AbstractEventLoop
     file: FileConnection
     data_version: int
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Whoever looks for commits of others does it alone, so that one thread is enough."""
     is_ending: bool = False
     """Whether it may be read at most, since it is about to be closed."""
     survey: asyncio.Future[str] | None = None

@@ -90,6 +90,20 @@ class FileConnection(sqlite3.Connection):
         """
         return self._wal_index.header() if self._wal_index else None
 
+    def look_from_outside(self) -> None:
+        """Do `look`, in any thread, while no other one uses this connection.
+
+        It is this one that is asked, because it tells the commits of others from its own. SQLite
+        would refuse to empty the log meanwhile, as if another program were reading.
+
+        Raises:
+            sqlite3.Error: SQLite's.
+        """
+        with self._alone:
+            if self._is_closed:  # and so is its wal-index, whose descriptor may be another file's
+                raise sqlite3.ProgrammingError("the file was closed meanwhile")
+            self.look()
+
     def look(self) -> None:
         """Note whether another program has written since this was last called: see `seen`."""
         header = self.header()  # before SQLite is asked, so that no commit is in neither
