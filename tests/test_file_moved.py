@@ -307,8 +307,9 @@ async def test_a_log_that_is_being_read_is_saved_when_that_ends(
             with pytest.raises(WriteError, match="not saved yet, because a backup or another"):
                 await commits.write({"user/2": b"2"})
         for _ in range(2):
-            with pytest.raises(WriteError, match="not saved yet"):
+            with pytest.raises(WriteError, match="user/2: .*not saved yet") as error:
                 await commits.close()
+            assert error.value.keys == ("user/2",)
         with pytest.raises(StoreInUseError):
             await SqliteStore(bot_db).open()
     if move is replace:
