@@ -519,6 +519,33 @@ async def test_links_beside_the_file_are_not_followed(bot_db: Path, end: str, ta
     assert (mine.read_bytes(), mine.stat().st_mode & 0o777) == (b"mine", 0o644)
 
 
+@pytest.mark.parametrize("is_locked", [False, True], ids=["no-lock", "lock"])
+async def test_a_pipe_in_the_place_of_a_journal_is_not_waited_for(
+    bot_db: Path, *, is_locked: bool
+) -> None:
+    """It is named, and left."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+    if not is_locked:
+        bot_db.with_name("bot.db-lock").unlink()
+    os.mkfifo(bot_db.with_name("bot.db-journal"))
+    with pytest.raises(OpenError, match=r"bot\.db-journal: it is no file; see who has made it"):
+        await asyncio.wait_for(store.open(), 10)
+
+
+async def test_of_a_journal_no_more_is_read_than_is_needed(bot_db: Path) -> None:
+    """However large it is: 8 TiB of nothing, that SQLite takes for no journal."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+    journal = bot_db.with_name("bot.db-journal")
+    journal.touch()
+    os.truncate(journal, 2**43)
+    await store.open()
+    await store.close()
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     """Also if it becomes one after it was looked at."""
     (tmp_path / "lock").symlink_to("missing")

@@ -15,6 +15,7 @@ from typing import Any, Final
 from kvpersist.errors import NotAStoreError, OpenError, StoreInUseError
 from kvpersist.stores import rescue
 from kvpersist.stores.file_lock import FileLock
+from kvpersist.stores.files import open_regular
 from kvpersist.stores.sqlite_backup import PREFIX
 from kvpersist.stores.sqlite_damage import advice, is_damage
 from kvpersist.stores.sqlite_log import LOG_LIMIT, LogLimit, empty_log
@@ -428,10 +429,14 @@ def _check_journal(path: Path) -> None:
     kvpersist uses a journal only while it creates a file. The journal says how many pages there
     were before, none then (https://sqlite.org/fileformat2.html#the_rollback_journal).
     """
+    journal = Path(f"{path}-journal")
     try:
-        pages_before = int.from_bytes(Path(f"{path}-journal").read_bytes()[16:20], "big")
+        with open_regular(journal) as file:
+            pages_before = int.from_bytes(file.read(20)[16:], "big")
     except FileNotFoundError:  # pragma: no cover  the transaction has ended just now
         return
+    except ValueError as error:
+        raise OpenError(f"{journal}: {error}; see who has made it, then remove it") from error
     with path.open("rb") as file:
         application_id = int.from_bytes(file.read(72)[68:], "big")
     if pages_before and application_id != APPLICATION_ID:
