@@ -94,6 +94,38 @@ def test_a_loop_that_ends_during_a_start_says_nothing() -> None:
     loading.close()  # it would be an error to await anything now
 
 
+def test_a_loop_that_ends_between_two_connections_leaves_nothing(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first is closed by a thread, as nothing can be awaited any more, and nothing is said."""
+    caplog.set_level("CRITICAL", "asyncio")  # "Task was destroyed", as intended
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    def open_late(*arguments: Any) -> sqlite3.Connection:
+        entered.set()
+        assert may_go_on.wait(60)
+        return sqlite_file.open_reader(*arguments)
+
+    loop = asyncio.new_event_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_reader", open_late)
+        opening = loop.create_task(SqliteStore(bot_db).open())
+        while not entered.is_set():
+            loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        may_go_on.set()
+        for thread in threading.enumerate():
+            if thread.name == "kvpersist:daemon":
+                thread.join(30)
+    del opening, thread
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # what aiosqlite was not told to close
+        gc.collect()
+    wait_for_threads()
+    connection = sqlite_file.open_file(str(bot_db), 0)
+    connection.close()
+
+
 def test_a_persistence_may_be_flushed_on_another_loop(bot_db: Path) -> None:
     """What another loop has opened is closed, and others may have it."""
     persistence = KVPersistence(bot_db)

@@ -376,8 +376,11 @@ class SqliteStore:
         writer = await SqliteThread.open(partial(self._open_file, files))
         try:
             reader = await SqliteThread.open(partial(self._connect_reader, files[0].place))
+        except GeneratorExit:  # that of a loop that has ended, on which nothing can be awaited
+            writer.abandon()
+            raise
         except BaseException:
-            await writer.close()
+            await writer.leave_behind()  # also if this is cancelled: the file is free then
             raise
         self._others += 1  # nobody knows what was written before
         return _Opened(writer, reader, asyncio.get_running_loop(), files[0], files[0].seen[1])

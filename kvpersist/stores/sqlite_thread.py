@@ -42,11 +42,11 @@ class SqliteThread:
         Raises:
             Exception: What `connect` raises.
         """
-        opened = await begin_in_daemon(lambda: cls(connect()), cls._abandon)
+        opened = await begin_in_daemon(lambda: cls(connect()), cls.abandon)
         try:
             await opened._async  # noqa: SLF001  its own class
         except BaseException:
-            opened._abandon()  # noqa: SLF001  its own class
+            opened.abandon()
             raise
         return opened
 
@@ -91,7 +91,8 @@ class SqliteThread:
         """
         await until_done(begin_in_daemon(self._end, lambda _: None))
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Begin to close a connection that nobody waits for."""
         threading.Thread(target=self._end, name="kvpersist:close", daemon=True).start()
 
     def _end(self) -> None:
