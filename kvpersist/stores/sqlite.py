@@ -94,6 +94,8 @@ class SqliteStore:
         self._others = 0
         self._last_state: str | None = None
         """In which state the file must be to be opened, since it was left unwillingly."""
+        self._is_coming_back = False
+        """Whether it is closed only until this has opened it anew, for whoever comes first."""
         self._lock: asyncio.Lock | None = None
         self._lock_loop: asyncio.AbstractEventLoop | None = None
         _STORES.add(self)
@@ -188,7 +190,11 @@ class SqliteStore:
         self, keys: Collection[str], sql: str, parameters: Iterable[Iterable[Any]]
     ) -> None:
         """Make one transaction in one hop to the thread: see FileConnection.executemany."""
-        if (opened := self._opened) is None or opened.is_ending:
+        try:
+            opened = await self._still_open()
+        except ReadError as error:
+            raise UnavailableError(str(error)) from error
+        if opened.is_ending:
             raise UnavailableError(str(self._not_open()))
         try:
             await opened.writer.execute_many(sql, parameters)
@@ -233,7 +239,7 @@ class SqliteStore:
         rows alone, or be a mixture.
         """
         await self._save_log(opened)
-        opened.file.is_coming_back = True
+        opened.file.is_coming_back = self._is_coming_back = True
         self._opened = None
         await opened.leave_behind()
         self._last_state = opened.file.last_state
@@ -290,6 +296,7 @@ class SqliteStore:
                 opened.file.is_coming_back = leaving.exception() is not None
                 self._opened = None
                 await opened.leave_behind()
+            self._is_coming_back = False
             self._last_state = opened.file.last_state if opened else self._last_state
         try:
             return str(leaving.result())
@@ -317,9 +324,10 @@ class SqliteStore:
             BackupError: There is no copy, and nothing was left behind.
         """
         name = _name(path)
-        if self._opened is None:
-            raise BackupError(f"{self.path}: the store is not open; await open() first")
-        file = self._opened.file
+        try:
+            file = (await self._still_open()).file
+        except ReadError as error:
+            raise BackupError(str(error)) from error
         file.copies += 1
         try:
             await back_up(partial(self._connect_reader, file.place), name, progress)
@@ -344,19 +352,20 @@ class SqliteStore:
         Raises:
             ReadError: SQLite could not read the file.
         """
-        if (others := self.others_seen()) is not None:
-            return others
-        if (opened := self._opened) is None:
-            raise self._not_open()
-        async with opened.looking:
-            if (others := self.others_seen()) is not None:  # perhaps because others have just asked
-                return others
-            try:
-                await begin_in_daemon(opened.file.look_from_outside, lambda _: None)
-            except sqlite3.Error as error:
-                raise ReadError(f"{self.path}: {error}") from error
-        self.others_seen()
-        return self._others
+        while (others := self.others_seen()) is None:
+            opened = await self._still_open()
+            async with opened.looking:
+                if (others := self.others_seen()) is not None:  # others may have just asked
+                    return others
+                try:
+                    await begin_in_daemon(opened.file.look_from_outside, lambda _: None)
+                except sqlite3.Error as error:
+                    if opened is not self._opened:  # it was closed meanwhile
+                        continue
+                    raise ReadError(f"{self.path}: {error}") from error
+            self.others_seen()
+            return self._others
+        return others
 
     async def _open(self) -> None:
         async with self._lifecycle():
@@ -366,6 +375,7 @@ class SqliteStore:
                 except UnavailableError as error:
                     raise OpenError(str(error)) from error
             self._opened = self._opened or await self._connect()
+            self._is_coming_back = False
 
     def _is_stale(self, opened: _Opened | None) -> bool:
         """Whether there is no connection that can be used here."""
@@ -415,6 +425,7 @@ class SqliteStore:
                 await self._save_log(opened)
                 self._opened = None
                 await opened.close()
+            self._is_coming_back = False
 
     async def _save_log(self, opened: _Opened) -> None:
         """Move a log that no start would find into the file; a start takes up all others."""
@@ -424,14 +435,13 @@ class SqliteStore:
             raise UnavailableError(str(error)) from error
 
     async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Any]:
-        if self._opened is None:
-            raise self._not_open()
+        opened = await self._still_open()
         try:
-            return await self._opened.reader.fetch(sql, parameters)
+            return await opened.reader.fetch(sql, parameters)
         except (sqlite3.Error, ValueError) as error:
             if not is_damage(error):
                 raise ReadError(f"{self.path}: {error}") from error
-            found = await self._survey(self._opened)
+            found = await self._survey(opened)
             reason = f"{self.path}: {error}; {advice(self.path)}. {found}"
             raise ReadError(reason) from error
 
@@ -441,6 +451,21 @@ class SqliteStore:
             connect = partial(open_reader, self.path, self._busy_timeout)
             opened.survey = begin_in_daemon(partial(survey, connect), lambda _: None)
         return await asyncio.shield(opened.survey)
+
+    async def _still_open(self) -> _Opened:
+        """Return what is open, after opening what this store has closed only to open it anew.
+
+        Raises:
+            ReadError: It is not open, or could not be opened anew.
+        """
+        if self._opened is None and self._is_coming_back:
+            try:
+                await self.open()
+            except OpenError as error:
+                raise ReadError(str(error)) from error
+        if self._opened is None:
+            raise self._not_open()
+        return self._opened
 
     def _not_open(self) -> ReadError:
         return ReadError(f"{self.path}: the store is not open; await open() first")
