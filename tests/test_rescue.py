@@ -334,6 +334,30 @@ async def test_a_row_that_can_never_be_written_is_named_and_the_others_are_writt
     await store.close()
 
 
+LONGEST_NAME = 255 - len("-rescue-old99")
+"""In bytes, for a file whose rows can be left beside it."""
+
+
+@pytest.mark.parametrize("length", range(LONGEST_NAME + 1, 249))
+async def test_a_name_that_is_too_long_for_a_rescue_file_is_refused_at_the_start(
+    tmp_path: Path, length: int
+) -> None:
+    """Though SQLite could open it: at the end it would be too late."""
+    with pytest.raises(OpenError, match="name too long.*; give it, or its folder, a shorter name"):
+        await SqliteStore(tmp_path / ("b" * length)).open()
+    assert [*tmp_path.iterdir()] == []
+
+
+async def test_a_name_that_is_not_refused_is_short_enough(tmp_path: Path) -> None:
+    """For the rescue file, and for what is in its place."""
+    path = tmp_path / ("b" * LONGEST_NAME)
+    store = SqliteStore(path)
+    for _ in range(3):
+        await store.open()
+        Path(f"{path}-rescue").touch()
+        assert await store.rescue({"chat/1": b"1"}) == f"{path}-rescue"
+
+
 async def test_a_half_of_a_rescue_file_is_not_left(bot_db: Path) -> None:
     """What does not fit is told, and there is room again."""
     store = SqliteStore(bot_db)

@@ -29,6 +29,12 @@ def place_of(database: str) -> Path:
     return Path(f"{database}-rescue")
 
 
+def check_name(database: str) -> None:
+    """Raise OSError if the name is too long for what is left beside it, so that none would be."""
+    with suppress(FileNotFoundError):
+        Path(f"{place_of(database)}-old99").lstat()  # none has a longer one
+
+
 def leave(place: Path, changes: Mapping[str, bytes | None], of: str | None) -> Path:
     """Leave rows of a database that is open for the next start, as `write` does, or nothing at all.
 

@@ -347,6 +347,7 @@ def _check_place(path: Path) -> None:
                 "the file is beside it, and a link may lead into the file of somebody else"
             )
     _check_names(path)
+    rescue.check_name(str(path))
 
 
 def _check_log(path: Path) -> None:
