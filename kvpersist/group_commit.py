@@ -304,7 +304,8 @@ class GroupCommit:
         while True:
             if is_own := self._ending is None or self._ending.done():
                 # A task, since what becomes of the rows must be noted, even if nobody waits for it.
-                self._ending = asyncio.create_task(self._rescue_and_close(error))
+                closing = self._rescue_and_close(error)
+                self._ending = asyncio.create_task(closing, name="kvpersist:end")
                 self._ending.add_done_callback(self._forget_ending)
             ending = self._ending
             while not ending.done():

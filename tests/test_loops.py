@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stores import SlowStore, stored
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
+from kvpersist.stores.sqlite_thread import SqliteThread
 
 
 def wait_for_threads() -> None:
@@ -126,6 +128,25 @@ def test_a_loop_that_ends_between_two_connections_leaves_nothing(
     connection.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_ends_at_the_last_step_of_an_opening_leaves_nothing(bot_db: Path) -> None:
+    """The file was open already, and a thread was about to take the connection up."""
+    opening = SqliteThread.open(partial(sqlite_file.open_file, str(bot_db), 0), [])
+
+    async def begin() -> None:
+        waits_for = opening.send(None)
+        while not waits_for.done():  # noqa: ASYNC110  a thread is at work
+            await asyncio.sleep(0.001)
+        opening.send(None)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    opening.close()  # as the garbage collector does it
+    wait_for_threads()
+    sqlite_file.open_file(str(bot_db), 0).close()
+
+
 def test_a_persistence_may_be_flushed_on_another_loop(bot_db: Path) -> None:
     """What another loop has opened is closed, and others may have it."""
     persistence = KVPersistence(bot_db)
@@ -139,7 +160,7 @@ def test_a_persistence_may_be_flushed_on_another_loop(bot_db: Path) -> None:
 
 @pytest.mark.parametrize("moment", range(12))
 async def test_an_opening_that_is_cancelled_leaves_no_lock(bot_db: Path, moment: int) -> None:
-    """Whenever all tasks are cancelled, the file can be opened right after, by anybody."""
+    """Whenever all tasks are cancelled: when the store is closed anybody can open the file."""
     store = SqliteStore(bot_db)
     before = asyncio.all_tasks()
     opening = asyncio.ensure_future(store.open())
@@ -150,9 +171,41 @@ async def test_an_opening_that_is_cancelled_leaves_no_lock(bot_db: Path, moment:
     await asyncio.gather(opening, return_exceptions=True)
     await store.close()
     other = SqliteStore(bot_db)
-    while not await opens(other):  # noqa: ASYNC110  a thread may still have to close it
-        await asyncio.sleep(0.01)
+    await other.open()
     await other.close()
+
+
+async def test_whoever_opens_after_an_opening_that_was_cancelled_is_not_refused_by_it(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread may still have the file: this waits for it; so does whoever closes."""
+    entered, may_go_on = threading.Event(), threading.Event()
+    open_file = sqlite_file.open_file
+
+    def open_late(*arguments: Any) -> sqlite_file.FileConnection:
+        connection = open_file(*arguments)
+        entered.set()
+        assert may_go_on.wait(60)
+        return connection
+
+    store = SqliteStore(bot_db)
+    for go_on in (store.open, store.close):
+        before = asyncio.all_tasks()
+        entered.clear()
+        may_go_on.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("kvpersist.stores.sqlite.open_file", open_late)
+            opening = asyncio.ensure_future(store.open())
+            await asyncio.to_thread(entered.wait, 60)
+            for task in asyncio.all_tasks() - before:
+                task.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        asyncio.get_running_loop().call_later(0.1, may_go_on.set)
+        await go_on()
+        await store.close()
+        other = SqliteStore(bot_db)
+        await other.open()
+        await other.close()
 
 
 async def test_an_opening_that_is_cancelled_at_its_last_step_leaves_no_lock(

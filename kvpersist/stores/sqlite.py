@@ -47,7 +47,7 @@ from kvpersist.stores.sqlite_statements import (
     as_stored,
     transaction,
 )
-from kvpersist.stores.sqlite_thread import SqliteThread
+from kvpersist.stores.sqlite_thread import Opening, SqliteThread, closed
 from kvpersist.stores.store import BadRow, Row
 
 _LOGGER = logging.getLogger("kvpersist")
@@ -94,6 +94,8 @@ class SqliteStore:
         self._others = 0
         self._last_state: str | None = None
         """In which state the file must be to be opened, since it was left unwillingly."""
+        self._left: list[Opening] = []
+        """What was being opened when that was cancelled."""
         self._is_coming_back = False
         """Whether it is closed only until this has opened it anew, for whoever comes first."""
         self._lock: asyncio.Lock | None = None
@@ -128,7 +130,7 @@ class SqliteStore:
         """
         if self._is_stale(self._opened):
             # Shielded: a caller that gives up must not leave a connection that nobody knows.
-            await asyncio.shield(self._open())
+            await asyncio.shield(asyncio.create_task(self._open(), name="kvpersist:open"))
 
     async def close(self) -> None:
         """Move the write-ahead log into the file, close it and let others have it.
@@ -139,7 +141,7 @@ class SqliteStore:
             UnavailableError: The file or its log is not where it was, and what was written last
                 cannot be moved into the file now. It stays open, so that this can be tried again.
         """
-        await asyncio.shield(self._close())
+        await asyncio.shield(asyncio.create_task(self._close(), name="kvpersist:close"))
 
     async def read(self, keys: Collection[str]) -> dict[str, bytes]:
         """Return the values of those of `keys` that exist. One statement for each 500 keys.
@@ -383,9 +385,11 @@ class SqliteStore:
 
     async def _connect(self) -> _Opened:
         files: list[FileConnection] = []
-        writer = await SqliteThread.open(partial(self._open_file, files))
+        await self._finish_openings()  # or a file of our own would be somebody else's
+        writer = await SqliteThread.open(partial(self._open_file, files), self._left)
         try:
-            reader = await SqliteThread.open(partial(self._connect_reader, files[0].place))
+            connect = partial(self._connect_reader, files[0].place)
+            reader = await SqliteThread.open(connect, self._left)
         except GeneratorExit:  # that of a loop that has ended, on which nothing can be awaited
             writer.abandon()
             raise
@@ -394,6 +398,13 @@ class SqliteStore:
             raise
         self._others += 1  # nobody knows what was written before
         return _Opened(writer, reader, asyncio.get_running_loop(), files[0], files[0].seen[1])
+
+    async def _finish_openings(self) -> None:
+        """Wait until what was being opened when that was cancelled is closed."""
+        left, self._left = self._left, []
+        for opening in left:
+            if opening.get_loop() is asyncio.get_running_loop():
+                await closed(opening)
 
     def _open_file(self, files: list[FileConnection]) -> sqlite3.Connection:
         path = real_path(self.path)
@@ -420,11 +431,12 @@ class SqliteStore:
         return connection
 
     async def _close(self) -> None:
-        async with self._lifecycle():
+        async with self._surely_alone():
+            await self._finish_openings()
             if (opened := self._opened) is not None:
                 await self._save_log(opened)
                 self._opened = None
-                await opened.close()
+                await opened.leave_behind()
             self._is_coming_back = False
 
     async def _save_log(self, opened: _Opened) -> None:
@@ -505,19 +517,10 @@ class _Opened:
     survey: asyncio.Future[str] | None = None
     """What can still be read, once the file was found to be damaged."""
 
-    async def close(self) -> None:
-        if self.loop is not asyncio.get_running_loop():
-            await self.leave_behind()
-            return
-        try:
-            await self.reader.close()
-        finally:
-            await self.writer.close()  # last, since the last connection removes the log
-
     async def leave_behind(self) -> None:
         """Close them without their event loop, and without being cancelled."""
         await self.reader.leave_behind()
-        await self.writer.leave_behind()
+        await self.writer.leave_behind()  # last, since the last connection removes the log
 
 
 _STORES: Final[WeakSet[SqliteStore]] = WeakSet()
