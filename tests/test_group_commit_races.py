@@ -540,3 +540,20 @@ async def test_a_store_that_cannot_be_closed_does_not_hide_which_rows_wait(is_le
     assert isinstance(error.value.__cause__, UnavailableError)
     assert commits.is_pending("chat/1") != is_left
     commits._cancel_retry()
+
+
+async def test_a_read_that_is_overtaken_by_rows_that_are_left_elsewhere_gives_these() -> None:
+    """They are what the next who opens the store finds, as if they had been committed."""
+    store = RescuingStore()
+    commits = GroupCommit(store)
+    await commits.write({"chat/1": b"1", "chat/2": b"1"})
+    store.failure = FULL
+    with pytest.raises(WriteError):
+        await commits.write({"chat/1": b"2", "chat/2": None})
+    store.delivery.clear()
+    reading = asyncio.create_task(commits.read(["chat/1", "chat/2"]))
+    await settle()
+    with pytest.raises(WriteError, match="left in elsewhere"):
+        await commits.close()
+    store.delivery.set()
+    assert await reading == {"chat/1": b"2"}

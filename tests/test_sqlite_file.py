@@ -661,6 +661,33 @@ class TestOneOwner:
         assert await persistence.get_bot_data() == {"n": 1}
         await persistence.flush()
 
+    async def test_the_lock_goes_when_all_is_done_and_not_before(
+        self, bot_db: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Or the next owner would open the file while its log is emptied, or SQLite closes it."""
+        connection = await asyncio.to_thread(sqlite_file.open_file, str(bot_db), 0)
+        index = connection._wal_index
+        assert index is not None
+        done: list[str] = []
+
+        def note(owner: object, name: str, what: str) -> None:
+            function = getattr(owner, name)
+
+            def noted(*arguments: object) -> object:
+                with pytest.raises(StoreInUseError):
+                    sqlite_file._take_ownership(bot_db)
+                result = function(*arguments)
+                done.append(what)
+                return result
+
+            monkeypatch.setattr(owner, name, noted)
+
+        note(sqlite_file, "empty_log", "log emptied")
+        note(index, "close", "closed by SQLite")  # which comes right before it
+        await asyncio.to_thread(connection.close)
+        assert done == ["log emptied", "closed by SQLite"]
+        await asyncio.to_thread(lambda: sqlite_file._take_ownership(bot_db).release())
+
     async def test_a_lock_that_cannot_be_made_is_no_other_owner(self, bot_db: Path) -> None:
         """What stands in the lock's place is told as what it is."""
         (bot_db.parent / "bot.db-lock").mkdir()
