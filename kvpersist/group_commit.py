@@ -314,7 +314,8 @@ class GroupCommit:
         while True:
             if is_own := self._ending is None or self._ending.done():
                 # A task, since what becomes of the rows must be noted, even if nobody waits for it.
-                self._ending = asyncio.create_task(self._rescue_and_close(error))
+                closing = self._rescue_and_close(error)
+                self._ending = asyncio.create_task(closing, name="kvpersist:end")
                 self._ending.add_done_callback(self._forget_ending)
             ending = self._ending
             while not ending.done():
@@ -344,8 +345,13 @@ class GroupCommit:
         failure = error if self._pending or self._rescued else None
         if error is not None and self._pending and isinstance(self._store, Rescues):
             failure = await self._rescue(self._store, error)
-        with suppress(CancelledError):  # which does not keep a store open
-            await self._close_store()
+        try:
+            with suppress(CancelledError):  # which does not keep a store open
+                await self._close_store()
+        except Exception as refused:
+            if failure is None:
+                raise
+            raise _also(failure, refused) from refused
         return failure
 
     def _why_pending(self) -> WriteError | None:
@@ -647,6 +653,13 @@ def _write_error(keys: Collection[str], refused: Refused) -> WriteError:
     error = WriteError(f"not written, but kept and tried again: {_reason(cause)}", keys=keys)
     error.__cause__ = cause
     return error
+
+
+def _also(failure: WriteError, refused: Exception) -> WriteError:
+    """Say of the rows of a failure that the store could not be closed either."""
+    why = _reason(refused)
+    reason = failure.reason if why in failure.reason else f"{failure.reason}; nor closed: {why}"
+    return WriteError(reason, keys=failure.keys)
 
 
 def _outcome(ending: asyncio.Task[WriteError | None]) -> BaseException | None:

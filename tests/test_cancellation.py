@@ -127,7 +127,13 @@ class Interruption:
             task.cancel()
 
 
-OURS = ("kvpersist:commit", "kvpersist:write-through")
+OURS = (
+    "kvpersist:commit",
+    "kvpersist:write-through",
+    "kvpersist:open",
+    "kvpersist:close",
+    "kvpersist:end",
+)
 """What kvpersist calls its tasks."""
 
 

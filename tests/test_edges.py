@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvpersist import EncodeError, KVPersistence, MemoryStore, keys
+from kvpersist import EncodeError, KVPersistence, MemoryStore, SqliteStore, keys
 from kvpersist.rows import MOST_BYTES
 from kvpersist.stores.sqlite_schema import SCHEMA
 
@@ -54,17 +54,20 @@ def test_no_two_conversations_have_one_key() -> None:
     assert all(prefix.count("/") == 2 for prefix in prefixes)
 
 
-async def test_states_of_odd_conversations_and_ids_come_back() -> None:
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_states_of_odd_conversations_and_ids_come_back(bot_db: Path, kind: str) -> None:
     """Each to its own, after a restart."""
-    store = MemoryStore()
+    store = MemoryStore() if kind == "memory" else SqliteStore(bot_db)
     persistence = KVPersistence(store)
     names = odd_names(300)
-    for number, name in enumerate(names):
-        await persistence.update_conversation(name, (number, name), number)
-    for document_id in IDS:
-        await persistence.update_chat_data(document_id, {"id": document_id % 97})
+    states = (
+        persistence.update_conversation(name, (number, name), number)
+        for number, name in enumerate(names)
+    )
+    ids = (persistence.update_chat_data(each, {"id": each % 97}) for each in IDS)
+    await asyncio.gather(*states, *ids)
     await persistence.flush()
-    again = KVPersistence(store)
+    again = KVPersistence(store if kind == "memory" else SqliteStore(bot_db))
     for number, name in enumerate(names):
         assert await again.get_conversations(name) == {(number, name): number}
     assert await again.get_chat_data() == {each: {"id": each % 97} for each in IDS}

@@ -17,6 +17,16 @@ def test_every_suite_is_there() -> None:
     assert all((folder / f"test_{suite}.py").exists() for suite in fault_suites.SUITES)
 
 
+def test_a_seed_is_told_of_those_alone_that_use_it() -> None:
+    """Or more would be said to have been tried than was."""
+    folder = Path(fault_suites.__file__).parent
+    for suite in fault_suites.SUITES:
+        text = (folder / f"test_{suite}.py").read_text()
+        is_seeded = "KVPERSIST_SEED" in text or "import hypothesis" in text
+        is_seeded |= "from hypothesis" in text
+        assert is_seeded == (suite in fault_suites.SEEDED), suite
+
+
 def test_a_suite_that_fails_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -34,8 +44,9 @@ def test_a_suite_that_fails_ends_the_run(
     assert seeds == ["7"] * len(fault_suites.SUITES) + ["8", "8"]
     told = capsys.readouterr().out
     assert "KVPERSIST_SEED=8 pytest --hypothesis-seed=8 tests/test_backup.py" in told
-    assert "bad_rows: passed 2 times, seeds 7 to 8" in told
-    assert "backup: passed 1 times, seeds 7 to 7" in told
+    assert "bad_rows: passed 2 times\n" in told
+    assert "backup: passed 1 times\n" in told
+    assert "damage: passed 1 times, seeds 7 to 7\n" in told
     assert fault_suites.suites(0, 7) == ""
     assert "stateful: not run" in capsys.readouterr().out
     assert os.environ.get("KVPERSIST_SEED") != "7"

@@ -29,6 +29,7 @@ from kvpersist import (
     KVPersistence,
     KVPersistError,
     OpenError,
+    ReadError,
     SqliteStore,
     StoreInUseError,
     UnavailableError,
@@ -36,7 +37,7 @@ from kvpersist import (
 )
 from kvpersist.group_commit import GroupCommit
 from kvpersist.stores import rescue
-from kvpersist.stores.sqlite_file import open_file, open_reader
+from kvpersist.stores.sqlite_file import FileConnection, open_file, open_reader
 
 
 def remove(path: Path) -> None:
@@ -307,8 +308,9 @@ async def test_a_log_that_is_being_read_is_saved_when_that_ends(
             with pytest.raises(WriteError, match="not saved yet, because a backup or another"):
                 await commits.write({"user/2": b"2"})
         for _ in range(2):
-            with pytest.raises(WriteError, match="not saved yet"):
+            with pytest.raises(WriteError, match="user/2: .*not saved yet") as error:
                 await commits.close()
+            assert error.value.keys == ("user/2",)
         with pytest.raises(StoreInUseError):
             await SqliteStore(bot_db).open()
     if move is replace:
@@ -318,6 +320,176 @@ async def test_a_log_that_is_being_read_is_saved_when_that_ends(
         return
     await commits.close()
     assert stored(bot_db).keys() == big.keys() | {"user/1", "user/2"}
+
+
+@pytest.fixture
+def slow_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[], tuple[asyncio.Event, threading.Event]]:
+    """Have closing say that it has begun, and wait until it may go on."""
+
+    def hold() -> tuple[asyncio.Event, threading.Event]:
+        loop = asyncio.get_running_loop()
+        has_begun, may_go_on = asyncio.Event(), threading.Event()
+        close = FileConnection.close
+
+        def wait(connection: FileConnection) -> None:
+            monkeypatch.undo()
+            loop.call_soon_threadsafe(has_begun.set)
+            assert may_go_on.wait(60)
+            close(connection)
+
+        monkeypatch.setattr(FileConnection, "close", wait)
+        return has_begun, may_go_on
+
+    return hold
+
+
+Hold = Callable[[], tuple[asyncio.Event, threading.Event]]
+
+
+async def everything(store: SqliteStore) -> list[str]:
+    """Return all keys, as a scan finds them."""
+    return [key async for page in store.scan("") for key, _ in page]
+
+
+async def test_whoever_comes_while_a_file_is_opened_anew_waits_for_it(
+    bot_db: Path, slow_close: Hold
+) -> None:
+    """Nobody is told to open what this has closed: that is not over for them."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1", "chat/2": b"2"})
+    has_begun, may_go_on = slow_close()
+    remove_log(bot_db)
+    writing = asyncio.create_task(store.apply({"chat/1": b"3"}))
+    await has_begun.wait()
+    scanning = asyncio.create_task(everything(store))
+    reading = asyncio.create_task(store.read(["chat/1"]))
+    others = [
+        asyncio.ensure_future(store.see_others()),
+        asyncio.ensure_future(store.backup(bot_db.with_name("copy.db"))),
+        asyncio.ensure_future(store.set_aside([("chat/2", b"2", "bad")])),
+    ]
+    await asyncio.sleep(0)
+    may_go_on.set()
+    assert "chat/1" in await scanning
+    assert await reading == {"chat/1": b"3"}
+    await asyncio.gather(writing, *others)
+    await store.close()
+    with pytest.raises(UnavailableError, match="not open"):
+        await store.apply({"chat/1": b"4"})
+    assert stored(bot_db) == {"chat/1": 3}
+
+
+async def test_whoever_comes_after_a_file_could_not_be_opened_anew_is_told_why(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tries it once more."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_file", _fail_to_open)
+        remove_log(bot_db)
+        await store.apply({"chat/1": b"1"})
+        with pytest.raises(ReadError, match="too many open files"):
+            await everything(store)
+        with pytest.raises(UnavailableError, match="too many open files"):
+            await store.apply({"chat/1": b"2"})
+    assert await everything(store) == ["chat/1"]
+    await store.close()
+
+
+@pytest.mark.parametrize("is_coming_back", [True, False])
+async def test_who_looks_for_commits_of_others_while_a_file_is_closed_looks_again(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch, *, is_coming_back: bool
+) -> None:
+    """In the file as it is open then; or is told that it is not."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    before = await store.see_others()
+    with closing(sqlite3.connect(bot_db)) as other, other:
+        other.execute("UPDATE documents SET value = '2'")
+    has_begun, may_go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    look = FileConnection.look_from_outside
+
+    def look_late(connection: FileConnection) -> None:
+        loop.call_soon_threadsafe(has_begun.set)
+        assert may_go_on.wait(60)
+        look(connection)
+
+    monkeypatch.setattr(FileConnection, "look_from_outside", look_late)
+    looking = [asyncio.create_task(store.see_others()) for _ in range(2)]
+    await has_begun.wait()
+    if is_coming_back:
+        remove_log(bot_db)
+        await store.apply({"chat/3": b"3"})
+    else:
+        await store.close()
+    may_go_on.set()
+    done = await asyncio.gather(*looking, return_exceptions=True)
+    if is_coming_back:
+        assert done == [before + 1] * 2
+    else:
+        assert [str(error) for error in done] == [
+            f"{bot_db}: the store is not open; await open() first"
+        ] * 2
+    await store.close()
+
+
+async def test_those_who_look_for_commits_of_others_at_one_moment_look_once(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread is enough for a hundred updates."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    before = await store.see_others()
+    with closing(sqlite3.connect(bot_db)) as other, other:
+        other.execute("UPDATE documents SET value = '2'")
+    looked: list[FileConnection] = []
+    look = FileConnection.look_from_outside
+
+    def note(connection: FileConnection) -> None:
+        looked.append(connection)
+        look(connection)
+
+    monkeypatch.setattr(FileConnection, "look_from_outside", note)
+    assert await asyncio.gather(*(store.see_others() for _ in range(100))) == [before + 1] * 100
+    assert len(looked) == 1
+    await store.close()
+
+
+async def test_a_log_is_saved_though_the_bot_looks_for_commits_of_others(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, by the same connection: that is nobody's reading, and is waited for."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.apply({"chat/1": b"1"})
+    with closing(sqlite3.connect(bot_db)) as other, other:
+        other.execute("UPDATE documents SET value = '2'")
+    has_begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    execute = FileConnection.execute
+
+    def take_long(connection: FileConnection, sql: str, *more: Any) -> sqlite3.Cursor:
+        cursor = execute(connection, sql, *more)
+        if sql == "PRAGMA data_version":
+            loop.call_soon_threadsafe(has_begun.set)
+            assert may_end.wait(60)
+        return cursor
+
+    monkeypatch.setattr(FileConnection, "execute", take_long)
+    looking = asyncio.create_task(store.see_others())
+    await has_begun.wait()
+    remove_log(bot_db)
+    loop.call_later(0.1, may_end.set)
+    await store.close()
+    await looking
+    assert stored(bot_db) == {"chat/1": 2}
 
 
 def read_elsewhere(path: Path) -> object:

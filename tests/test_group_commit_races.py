@@ -13,7 +13,7 @@ from simulation import Loop
 from stores import WatchedStore
 from through import rows, settle
 
-from kvpersist import MemoryStore, WriteError
+from kvpersist import MemoryStore, UnavailableError, WriteError
 from kvpersist.group_commit import GroupCommit
 from kvpersist.stores import Row
 
@@ -443,7 +443,7 @@ async def test_what_becomes_of_rows_is_in_the_log_if_flush_is_cancelled(
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     said = [record.getMessage() for record in errors if record.name == "kvpersist"]
     left = "chat/1: left in elsewhere for the next start: cancelled before it was written"
-    assert said == [left, "the log is not saved"]
+    assert said == [left, f"{left}; nor closed: the log is not saved"]
 
 
 async def _fail_to_close() -> None:
@@ -509,3 +509,51 @@ async def test_a_close_that_was_refused_ends_though_others_write_the_same_row() 
     assert number < 100
     await writer
     await commits.close()
+
+
+@pytest.mark.parametrize("is_left", [True, False])
+async def test_a_store_that_cannot_be_closed_does_not_hide_which_rows_wait(is_left: bool) -> None:
+    """The error has both, whether the rows were left elsewhere or are kept here."""
+
+    class Stuck(RescuingStore):
+        async def rescue(self, changes: Mapping[str, bytes | None]) -> str:
+            if is_left:
+                return await super().rescue(changes)
+            raise UnavailableError("it is being read")
+
+        async def close(self) -> None:
+            raise UnavailableError("it is being read")
+
+    store = Stuck()
+    commits = GroupCommit(store)
+    store.failure = FULL
+    with pytest.raises(WriteError):
+        await commits.write({"chat/1": b"1"})
+    with pytest.raises(WriteError, match="chat/1: ") as error:
+        await commits.close()
+    said = "left in elsewhere for the next start: the disk is full; nor closed: it is being read"
+    if not is_left:
+        said = "not written, but kept and tried again: the disk is full; nor rescued: "
+        said += "it is being read"
+    assert error.value.keys == ("chat/1",)
+    assert error.value.reason == said
+    assert isinstance(error.value.__cause__, UnavailableError)
+    assert commits.is_pending("chat/1") != is_left
+    commits._cancel_retry()
+
+
+async def test_a_read_that_is_overtaken_by_rows_that_are_left_elsewhere_gives_these() -> None:
+    """They are what the next who opens the store finds, as if they had been committed."""
+    store = RescuingStore()
+    commits = GroupCommit(store)
+    await commits.write({"chat/1": b"1", "chat/2": b"1"})
+    store.failure = FULL
+    with pytest.raises(WriteError):
+        await commits.write({"chat/1": b"2", "chat/2": None})
+    store.delivery.clear()
+    reading = asyncio.create_task(commits.read(["chat/1", "chat/2"]))
+    await settle()
+    with pytest.raises(WriteError, match="left in elsewhere"):
+        await commits.close()
+    store.delivery.set()
+    assert await reading == {"chat/1": b"2"}

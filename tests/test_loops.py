@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from stores import SlowStore, stored
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
+from kvpersist.stores.sqlite_thread import SqliteThread
 
 
 def wait_for_threads() -> None:
@@ -91,6 +96,57 @@ def test_a_loop_that_ends_during_a_start_says_nothing() -> None:
     loading.close()  # it would be an error to await anything now
 
 
+def test_a_loop_that_ends_between_two_connections_leaves_nothing(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first is closed by a thread, as nothing can be awaited any more, and nothing is said."""
+    caplog.set_level("CRITICAL", "asyncio")  # "Task was destroyed", as intended
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    def open_late(*arguments: Any) -> sqlite3.Connection:
+        entered.set()
+        assert may_go_on.wait(60)
+        return sqlite_file.open_reader(*arguments)
+
+    loop = asyncio.new_event_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_reader", open_late)
+        opening = loop.create_task(SqliteStore(bot_db).open())
+        while not entered.is_set():
+            loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        may_go_on.set()
+        for thread in threading.enumerate():
+            if thread.name == "kvpersist:daemon":
+                thread.join(30)
+    del opening, thread
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # what aiosqlite was not told to close
+        gc.collect()
+    wait_for_threads()
+    connection = sqlite_file.open_file(str(bot_db), 0)
+    connection.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_ends_at_the_last_step_of_an_opening_leaves_nothing(bot_db: Path) -> None:
+    """The file was open already, and a thread was about to take the connection up."""
+    opening = SqliteThread.open(partial(sqlite_file.open_file, str(bot_db), 0), [])
+
+    async def begin() -> None:
+        waits_for = opening.send(None)
+        while not waits_for.done():  # noqa: ASYNC110  a thread is at work
+            await asyncio.sleep(0.001)
+        opening.send(None)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    opening.close()  # as the garbage collector does it
+    wait_for_threads()
+    sqlite_file.open_file(str(bot_db), 0).close()
+
+
 def test_a_persistence_may_be_flushed_on_another_loop(bot_db: Path) -> None:
     """What another loop has opened is closed, and others may have it."""
     persistence = KVPersistence(bot_db)
@@ -104,7 +160,7 @@ def test_a_persistence_may_be_flushed_on_another_loop(bot_db: Path) -> None:
 
 @pytest.mark.parametrize("moment", range(12))
 async def test_an_opening_that_is_cancelled_leaves_no_lock(bot_db: Path, moment: int) -> None:
-    """Whenever all tasks are cancelled, the file can be opened right after, by anybody."""
+    """Whenever all tasks are cancelled: when the store is closed anybody can open the file."""
     store = SqliteStore(bot_db)
     before = asyncio.all_tasks()
     opening = asyncio.ensure_future(store.open())
@@ -115,9 +171,41 @@ async def test_an_opening_that_is_cancelled_leaves_no_lock(bot_db: Path, moment:
     await asyncio.gather(opening, return_exceptions=True)
     await store.close()
     other = SqliteStore(bot_db)
-    while not await opens(other):  # noqa: ASYNC110  a thread may still have to close it
-        await asyncio.sleep(0.01)
+    await other.open()
     await other.close()
+
+
+async def test_whoever_opens_after_an_opening_that_was_cancelled_is_not_refused_by_it(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread may still have the file: this waits for it; so does whoever closes."""
+    entered, may_go_on = threading.Event(), threading.Event()
+    open_file = sqlite_file.open_file
+
+    def open_late(*arguments: Any) -> sqlite_file.FileConnection:
+        connection = open_file(*arguments)
+        entered.set()
+        assert may_go_on.wait(60)
+        return connection
+
+    store = SqliteStore(bot_db)
+    for go_on in (store.open, store.close):
+        before = asyncio.all_tasks()
+        entered.clear()
+        may_go_on.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("kvpersist.stores.sqlite.open_file", open_late)
+            opening = asyncio.ensure_future(store.open())
+            await asyncio.to_thread(entered.wait, 60)
+            for task in asyncio.all_tasks() - before:
+                task.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        asyncio.get_running_loop().call_later(0.1, may_go_on.set)
+        await go_on()
+        await store.close()
+        other = SqliteStore(bot_db)
+        await other.open()
+        await other.close()
 
 
 async def test_an_opening_that_is_cancelled_at_its_last_step_leaves_no_lock(
@@ -191,3 +279,84 @@ def test_a_forked_child_does_not_keep_the_lock(bot_db: Path) -> None:
     os.waitpid(child, 0)
     for descriptor in (ready, ready_in_child, done_in_child, done):
         os.close(descriptor)
+
+
+FORKED = """
+import asyncio, os, signal, sqlite3, sys, time
+from kvpersist import KVPersistence, KVPersistError, SqliteStore
+
+path, what = sys.argv[1:]
+store = SqliteStore(path, busy_timeout=60)
+persistence = KVPersistence(store)
+
+async def use():
+    if what == "update":
+        await persistence.update_chat_data(3, {"n": 3})
+    elif what == "flush":
+        await persistence.flush()
+    elif what == "backup":
+        await persistence.backup(path + ".copy")
+    else:
+        await persistence.get_chat_data()
+
+def child():
+    asyncio._set_running_loop(None)
+    try:
+        asyncio.run(use())
+    except KVPersistError as error:
+        print(type(error).__name__, error, flush=True)
+    else:
+        print("no error", flush=True)
+
+async def main():
+    await persistence.update_chat_data(1, {"n": 1})
+    locker = sqlite3.connect(path, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    writing = asyncio.create_task(persistence.update_chat_data(2, {"n": 2}))
+    while not store._opened.file._alone.locked():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # it waits for the lock of SQLite
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        finally:
+            os._exit(0)
+    until = time.monotonic() + 20
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        await asyncio.sleep(0.01)
+        if time.monotonic() > until:
+            print("it hangs", flush=True)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            break
+    locker.close()
+    await writing
+    await persistence.update_chat_data(4, {"n": 4})
+    await persistence.flush()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("update", "WriteError chat/3: .*another bot has"),
+        ("read", "StoreInUseError another bot has"),
+        ("flush", "WriteError .*chat/2.*another bot has"),
+        ("backup", "StoreInUseError another bot has"),
+    ],
+)
+def test_a_forked_child_that_uses_the_persistence_is_told_whose_it_is(
+    bot_db: Path, what: str, said: str
+) -> None:
+    """Also if it was forked in the middle of a write, whose thread it does not have.
+
+    It touches no connection of its parent's, which SQLite forbids; the parent goes on.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bot_db), what]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert re.match(said, ran.stdout), ran.stdout + ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    assert stored(bot_db) == {f"chat/{chat}": {"n": chat} for chat in (1, 2, 4)}

@@ -334,6 +334,30 @@ async def test_a_row_that_can_never_be_written_is_named_and_the_others_are_writt
     await store.close()
 
 
+LONGEST_NAME = 255 - len("-rescue-old99")
+"""In bytes, for a file whose rows can be left beside it."""
+
+
+@pytest.mark.parametrize("length", range(LONGEST_NAME + 1, 249))
+async def test_a_name_that_is_too_long_for_a_rescue_file_is_refused_at_the_start(
+    tmp_path: Path, length: int
+) -> None:
+    """Though SQLite could open it: at the end it would be too late."""
+    with pytest.raises(OpenError, match="name too long.*; give it, or its folder, a shorter name"):
+        await SqliteStore(tmp_path / ("b" * length)).open()
+    assert [*tmp_path.iterdir()] == []
+
+
+async def test_a_name_that_is_not_refused_is_short_enough(tmp_path: Path) -> None:
+    """For the rescue file, and for what is in its place."""
+    path = tmp_path / ("b" * LONGEST_NAME)
+    store = SqliteStore(path)
+    for _ in range(3):
+        await store.open()
+        Path(f"{path}-rescue").touch()
+        assert await store.rescue({"chat/1": b"1"}) == f"{path}-rescue"
+
+
 async def test_a_half_of_a_rescue_file_is_not_left(bot_db: Path) -> None:
     """What does not fit is told, and there is room again."""
     store = SqliteStore(bot_db)
@@ -389,6 +413,30 @@ async def test_what_cannot_be_rescued_either_is_told_and_kept(bot_db: Path) -> N
             await persistence.flush()
     await persistence.flush()
     assert [*stored(bot_db)] == ["chat/1"]
+
+
+async def test_what_cannot_be_rescued_either_is_not_written_over_newer_rows(bot_db: Path) -> None:
+    """Those of another bot that has had the file since; a person says which of the two lasts."""
+    first, second = KVPersistence(bot_db), KVPersistence(bot_db)
+    await first.update_chat_data(1, {"n": 1})
+    with quota(10_000):
+        with pytest.raises(WriteError):
+            await first.update_chat_data(1, {"n": 2, "text": "x" * 20_000})
+        with pytest.raises(WriteError, match="nor rescued"):
+            await first.flush()
+    assert await second.get_chat_data() == {1: {"n": 1}}
+    await second.update_chat_data(1, {"n": 3})
+    await second.flush()
+    with pytest.raises(OpenError, match="another bot has written to it since this one closed it"):
+        await first.get_chat_data()
+    with pytest.raises(WriteError, match="chat/2: .*is not as this bot has left it"):
+        await first.update_chat_data(2, {"n": 2})
+    assert stored(bot_db) == {"chat/1": {"n": 3}}
+    with pytest.raises(WriteError, match="for the next start: .*is not as this bot has left it"):
+        await first.flush()
+    with pytest.raises(OpenError, match='by "of": null'):
+        await KVPersistence(bot_db).get_chat_data()
+    assert stored(bot_db) == {"chat/1": {"n": 3}}
 
 
 async def test_a_file_that_others_own_gets_no_rescue_file(bot_db: Path) -> None:

@@ -99,7 +99,14 @@ async def test_documents_that_were_loaded_are_not_read_again(
         sql.append(statement.split(maxsplit=1)[0])
         return await fetch(self, statement, *more)
 
+    look = FileConnection.look_from_outside
+
+    def spy_on_look(connection: FileConnection) -> None:
+        sql.append("PRAGMA")
+        look(connection)
+
     monkeypatch.setattr(SqliteStore, "_fetch", spy)
+    monkeypatch.setattr(FileConnection, "look_from_outside", spy_on_look)
     for chat_id, data in chats.items():
         await persistence.refresh_chat_data(chat_id, data)
     assert sql == []
@@ -154,6 +161,7 @@ async def test_what_others_wrote_shows_while_the_bot_is_writing(
     look = FileConnection.look
 
     def edited(self: FileConnection) -> None:
+        monkeypatch.setattr(FileConnection, "look", look)
         with closing(sqlite3.connect(tmp_path / "bot.db")) as other, other:
             other.execute("INSERT INTO documents VALUES ('chat/9', '{}', 1, 0)")
         look(self)

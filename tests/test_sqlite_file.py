@@ -189,6 +189,55 @@ def test_a_bot_killed_while_it_creates_the_file_starts_again(bot_db: Path) -> No
     assert (started.returncode, started.stderr) == (0, "")
 
 
+KILLED = (
+    "import asyncio; from kvpersist import SqliteStore\n"
+    "async def main():\n"
+    "    store = SqliteStore({path!r})\n"
+    "    await store.open(); await store.apply({{'chat/1': b'1'}}); await store.close()\n"
+    "    await store.open(); await store.apply({{'chat/1': b'2', 'chat/2': b'2'}})\n"
+    "    " + DIE + "\n"
+    "asyncio.run(main())"
+)
+"""A bot whose last acknowledged writes are in the log alone."""
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("is_locked", [False, True], ids=["no-lock", "lock"])
+async def test_a_log_whose_file_is_gone_is_not_removed_by_a_start(
+    bot_db: Path, lose: Callable[[Path], object], *, is_locked: bool
+) -> None:
+    """What a killed bot has acknowledged may be there alone; with the file back it is all there."""
+    killed = await asyncio.to_thread(run, KILLED.format(path=str(bot_db)))
+    assert killed.returncode == -9, killed.stderr
+    if not is_locked:  # so that the file is looked at before it gets one
+        bot_db.with_name("bot.db-lock").unlink()
+    elsewhere = bot_db.with_name("elsewhere.db")
+    shutil.copyfile(bot_db, elsewhere)
+    lose(bot_db)
+    before = content(bot_db.parent)
+    with pytest.raises(OpenError, match=r"is gone, or empty, and .*bot\.db-wal holds what was"):
+        await SqliteStore(bot_db).open()
+    assert content(bot_db.parent) == before
+    elsewhere.replace(bot_db)
+    store = SqliteStore(bot_db)
+    await store.open()
+    assert await store.read(["chat/1", "chat/2"]) == {"chat/1": b"2", "chat/2": b"2"}
+    await store.close()
+
+
+async def test_a_log_that_was_moved_away_hinders_no_new_file(bot_db: Path) -> None:
+    """Whoever does what the error says begins anew; an empty log holds nothing."""
+    killed = await asyncio.to_thread(run, KILLED.format(path=str(bot_db)))
+    assert killed.returncode == -9, killed.stderr
+    bot_db.unlink()
+    bot_db.with_name("bot.db-wal").rename(bot_db.with_name("kept"))
+    bot_db.with_name("bot.db-wal").touch()
+    store = SqliteStore(bot_db)
+    await store.open()
+    assert await store.read(["chat/1", "chat/2"]) == {}
+    await store.close()
+
+
 def not_sqlite(path: Path) -> None:
     """Make a file that is no database."""
     path.write_bytes(b"chat,text\n1,hello\n" * 500)
@@ -470,6 +519,33 @@ async def test_links_beside_the_file_are_not_followed(bot_db: Path, end: str, ta
     assert (mine.read_bytes(), mine.stat().st_mode & 0o777) == (b"mine", 0o644)
 
 
+@pytest.mark.parametrize("is_locked", [False, True], ids=["no-lock", "lock"])
+async def test_a_pipe_in_the_place_of_a_journal_is_not_waited_for(
+    bot_db: Path, *, is_locked: bool
+) -> None:
+    """It is named, and left."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+    if not is_locked:
+        bot_db.with_name("bot.db-lock").unlink()
+    os.mkfifo(bot_db.with_name("bot.db-journal"))
+    with pytest.raises(OpenError, match=r"bot\.db-journal: it is no file; see who has made it"):
+        await asyncio.wait_for(store.open(), 10)
+
+
+async def test_of_a_journal_no_more_is_read_than_is_needed(bot_db: Path) -> None:
+    """However large it is: 8 TiB of nothing, that SQLite takes for no journal."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    await store.close()
+    journal = bot_db.with_name("bot.db-journal")
+    journal.touch()
+    os.truncate(journal, 2**43)
+    await store.open()
+    await store.close()
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     """Also if it becomes one after it was looked at."""
     (tmp_path / "lock").symlink_to("missing")
@@ -584,6 +660,33 @@ class TestOneOwner:
             first.wait()
         assert await persistence.get_bot_data() == {"n": 1}
         await persistence.flush()
+
+    async def test_the_lock_goes_when_all_is_done_and_not_before(
+        self, bot_db: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Or the next owner would open the file while its log is emptied, or SQLite closes it."""
+        connection = await asyncio.to_thread(sqlite_file.open_file, str(bot_db), 0)
+        index = connection._wal_index
+        assert index is not None
+        done: list[str] = []
+
+        def note(owner: object, name: str, what: str) -> None:
+            function = getattr(owner, name)
+
+            def noted(*arguments: object) -> object:
+                with pytest.raises(StoreInUseError):
+                    sqlite_file._take_ownership(bot_db)
+                result = function(*arguments)
+                done.append(what)
+                return result
+
+            monkeypatch.setattr(owner, name, noted)
+
+        note(sqlite_file, "empty_log", "log emptied")
+        note(index, "close", "closed by SQLite")  # which comes right before it
+        await asyncio.to_thread(connection.close)
+        assert done == ["log emptied", "closed by SQLite"]
+        await asyncio.to_thread(lambda: sqlite_file._take_ownership(bot_db).release())
 
     async def test_a_lock_that_cannot_be_made_is_no_other_owner(self, bot_db: Path) -> None:
         """What stands in the lock's place is told as what it is."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
+
+from kvpersist.stores.files import open_regular
 
 _LOGGER = logging.getLogger("kvpersist")
 
@@ -26,6 +27,12 @@ _FORMAT: Final = "kvpersist rescue 1"
 def place_of(database: str) -> Path:
     """Return where the rescue file of a SQLite file is, if there is one."""
     return Path(f"{database}-rescue")
+
+
+def check_name(database: str) -> None:
+    """Raise OSError if the name is too long for what is left beside it, so that none would be."""
+    with suppress(FileNotFoundError):
+        Path(f"{place_of(database)}-old99").lstat()  # none has a longer one
 
 
 def leave(place: Path, changes: Mapping[str, bytes | None], of: str | None) -> Path:
@@ -130,9 +137,7 @@ def read(place: Path) -> Rescued | None:
         OSError, ValueError: They cannot be read.
     """
     try:
-        with open(place, "rb", opener=_open_no_link) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("it is no file")
+        with open_regular(place) as file:
             found = json.loads(file.read())
     except FileNotFoundError:
         return None
@@ -142,10 +147,6 @@ def read(place: Path) -> Rescued | None:
         raise ValueError("it is not a rescue file of this kvpersist")
     rows = {key: None if text is None else text.encode() for key, text in found["rows"].items()}
     return Rescued(rows, found["of"])
-
-
-def _open_no_link(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def remove(place: Path) -> None:

@@ -10,10 +10,11 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from typing import Any, Final
+from weakref import WeakSet
 
 from kvpersist.errors import (
     BackupError,
@@ -46,7 +47,7 @@ from kvpersist.stores.sqlite_statements import (
     as_stored,
     transaction,
 )
-from kvpersist.stores.sqlite_thread import SqliteThread
+from kvpersist.stores.sqlite_thread import Opening, SqliteThread, closed
 from kvpersist.stores.store import BadRow, Row
 
 _LOGGER = logging.getLogger("kvpersist")
@@ -93,8 +94,13 @@ class SqliteStore:
         self._others = 0
         self._last_state: str | None = None
         """In which state the file must be to be opened, since it was left unwillingly."""
+        self._left: list[Opening] = []
+        """What was being opened when that was cancelled."""
+        self._is_coming_back = False
+        """Whether it is closed only until this has opened it anew, for whoever comes first."""
         self._lock: asyncio.Lock | None = None
         self._lock_loop: asyncio.AbstractEventLoop | None = None
+        _STORES.add(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -119,12 +125,12 @@ class SqliteStore:
             NotAStoreError: The file belongs to another program. It was left as it is.
             NewerSchemaError: A newer kvpersist has written the file. It was left as it is.
             OpenError: No such folder, no permission, a directory, a damaged file. Or this had to
-                leave the file (it was moved, or its log or lock was removed), and what is there is
-                not as it was then: only a new `SqliteStore` takes that.
+                leave the file (it was moved, its log or lock was removed, or `rescue` failed), and
+                what is there is not as it was then: only a new `SqliteStore` takes that.
         """
         if self._is_stale(self._opened):
             # Shielded: a caller that gives up must not leave a connection that nobody knows.
-            await asyncio.shield(self._open())
+            await asyncio.shield(asyncio.create_task(self._open(), name="kvpersist:open"))
 
     async def close(self) -> None:
         """Move the write-ahead log into the file, close it and let others have it.
@@ -135,7 +141,7 @@ class SqliteStore:
             UnavailableError: The file or its log is not where it was, and what was written last
                 cannot be moved into the file now. It stays open, so that this can be tried again.
         """
-        await asyncio.shield(self._close())
+        await asyncio.shield(asyncio.create_task(self._close(), name="kvpersist:close"))
 
     async def read(self, keys: Collection[str]) -> dict[str, bytes]:
         """Return the values of those of `keys` that exist. One statement for each 500 keys.
@@ -186,7 +192,11 @@ class SqliteStore:
         self, keys: Collection[str], sql: str, parameters: Iterable[Iterable[Any]]
     ) -> None:
         """Make one transaction in one hop to the thread: see FileConnection.executemany."""
-        if (opened := self._opened) is None or opened.is_ending:
+        try:
+            opened = await self._still_open()
+        except ReadError as error:
+            raise UnavailableError(str(error)) from error
+        if opened.is_ending:
             raise UnavailableError(str(self._not_open()))
         try:
             await opened.writer.execute_many(sql, parameters)
@@ -231,7 +241,7 @@ class SqliteStore:
         rows alone, or be a mixture.
         """
         await self._save_log(opened)
-        opened.file.is_coming_back = True
+        opened.file.is_coming_back = self._is_coming_back = True
         self._opened = None
         await opened.leave_behind()
         self._last_state = opened.file.last_state
@@ -259,7 +269,8 @@ class SqliteStore:
         """Leave rows in ``<file>-rescue``, readable by its owner alone, durably, and close.
 
         The next `open` writes them before all else, and says so in the log. If the file is not
-        where it was, only one that is in the same state gets them.
+        where it was, only one that is in the same state gets them. If they cannot be left, this
+        store opens only a file to which nobody has written since.
 
         Raises:
             WriteError: There is no room for that either; another bot has the file; or this never
@@ -283,8 +294,11 @@ class SqliteStore:
             with suppress(OSError, ValueError, OpenError):
                 await until_done(leaving)
             if opened is not None:
+                # Who keeps them must not write them over what others have written since.
+                opened.file.is_coming_back = leaving.exception() is not None
                 self._opened = None
                 await opened.leave_behind()
+            self._is_coming_back = False
             self._last_state = opened.file.last_state if opened else self._last_state
         try:
             return str(leaving.result())
@@ -312,9 +326,10 @@ class SqliteStore:
             BackupError: There is no copy, and nothing was left behind.
         """
         name = _name(path)
-        if self._opened is None:
-            raise BackupError(f"{self.path}: the store is not open; await open() first")
-        file = self._opened.file
+        try:
+            file = (await self._still_open()).file
+        except ReadError as error:
+            raise BackupError(str(error)) from error
         file.copies += 1
         try:
             await back_up(partial(self._connect_reader, file.place), name, progress)
@@ -339,16 +354,20 @@ class SqliteStore:
         Raises:
             ReadError: SQLite could not read the file.
         """
-        if (others := self.others_seen()) is not None:
-            return others
-        if (opened := self._opened) is None:
-            raise self._not_open()
-        header = opened.file.header()  # before SQLite is asked, so that no commit is in neither
-        # By the connection that writes, because it tells the commits of others from its own.
-        ((version,),) = await self._fetch("PRAGMA data_version", (), opened.writer)
-        opened.file.seen = header, version
-        self.others_seen()
-        return self._others
+        while (others := self.others_seen()) is None:
+            opened = await self._still_open()
+            async with opened.looking:
+                if (others := self.others_seen()) is not None:  # others may have just asked
+                    return others
+                try:
+                    await begin_in_daemon(opened.file.look_from_outside, lambda _: None)
+                except sqlite3.Error as error:
+                    if opened is not self._opened:  # it was closed meanwhile
+                        continue
+                    raise ReadError(f"{self.path}: {error}") from error
+            self.others_seen()
+            return self._others
+        return others
 
     async def _open(self) -> None:
         async with self._lifecycle():
@@ -358,6 +377,7 @@ class SqliteStore:
                 except UnavailableError as error:
                     raise OpenError(str(error)) from error
             self._opened = self._opened or await self._connect()
+            self._is_coming_back = False
 
     def _is_stale(self, opened: _Opened | None) -> bool:
         """Whether there is no connection that can be used here."""
@@ -365,14 +385,26 @@ class SqliteStore:
 
     async def _connect(self) -> _Opened:
         files: list[FileConnection] = []
-        writer = await SqliteThread.open(partial(self._open_file, files))
+        await self._finish_openings()  # or a file of our own would be somebody else's
+        writer = await SqliteThread.open(partial(self._open_file, files), self._left)
         try:
-            reader = await SqliteThread.open(partial(self._connect_reader, files[0].place))
+            connect = partial(self._connect_reader, files[0].place)
+            reader = await SqliteThread.open(connect, self._left)
+        except GeneratorExit:  # that of a loop that has ended, on which nothing can be awaited
+            writer.abandon()
+            raise
         except BaseException:
-            await writer.close()
+            await writer.leave_behind()  # also if this is cancelled: the file is free then
             raise
         self._others += 1  # nobody knows what was written before
         return _Opened(writer, reader, asyncio.get_running_loop(), files[0], files[0].seen[1])
+
+    async def _finish_openings(self) -> None:
+        """Wait until what was being opened when that was cancelled is closed."""
+        left, self._left = self._left, []
+        for opening in left:
+            if opening.get_loop() is asyncio.get_running_loop():
+                await closed(opening)
 
     def _open_file(self, files: list[FileConnection]) -> sqlite3.Connection:
         path = real_path(self.path)
@@ -399,11 +431,13 @@ class SqliteStore:
         return connection
 
     async def _close(self) -> None:
-        async with self._lifecycle():
+        async with self._surely_alone():
+            await self._finish_openings()
             if (opened := self._opened) is not None:
                 await self._save_log(opened)
                 self._opened = None
-                await opened.close()
+                await opened.leave_behind()
+            self._is_coming_back = False
 
     async def _save_log(self, opened: _Opened) -> None:
         """Move a log that no start would find into the file; a start takes up all others."""
@@ -412,17 +446,14 @@ class SqliteStore:
         except MovedError as error:
             raise UnavailableError(str(error)) from error
 
-    async def _fetch(
-        self, sql: str, parameters: Iterable[object], by: SqliteThread | None = None
-    ) -> list[Any]:
-        if self._opened is None:
-            raise self._not_open()
+    async def _fetch(self, sql: str, parameters: Iterable[object]) -> list[Any]:
+        opened = await self._still_open()
         try:
-            return await (by or self._opened.reader).fetch(sql, parameters)
+            return await opened.reader.fetch(sql, parameters)
         except (sqlite3.Error, ValueError) as error:
             if not is_damage(error):
                 raise ReadError(f"{self.path}: {error}") from error
-            found = await self._survey(self._opened)
+            found = await self._survey(opened)
             reason = f"{self.path}: {error}; {advice(self.path)}. {found}"
             raise ReadError(reason) from error
 
@@ -432,6 +463,21 @@ class SqliteStore:
             connect = partial(open_reader, self.path, self._busy_timeout)
             opened.survey = begin_in_daemon(partial(survey, connect), lambda _: None)
         return await asyncio.shield(opened.survey)
+
+    async def _still_open(self) -> _Opened:
+        """Return what is open, after opening what this store has closed only to open it anew.
+
+        Raises:
+            ReadError: It is not open, or could not be opened anew.
+        """
+        if self._opened is None and self._is_coming_back:
+            try:
+                await self.open()
+            except OpenError as error:
+                raise ReadError(str(error)) from error
+        if self._opened is None:
+            raise self._not_open()
+        return self._opened
 
     def _not_open(self) -> ReadError:
         return ReadError(f"{self.path}: the store is not open; await open() first")
@@ -464,24 +510,36 @@ class _Opened:
     loop: asyncio.AbstractEventLoop
     file: FileConnection
     data_version: int
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Whoever looks for commits of others does it alone, so that one thread is enough."""
     is_ending: bool = False
     """Whether it may be read at most, since it is about to be closed."""
     survey: asyncio.Future[str] | None = None
     """What can still be read, once the file was found to be damaged."""
 
-    async def close(self) -> None:
-        if self.loop is not asyncio.get_running_loop():
-            await self.leave_behind()
-            return
-        try:
-            await self.reader.close()
-        finally:
-            await self.writer.close()  # last, since the last connection removes the log
-
     async def leave_behind(self) -> None:
         """Close them without their event loop, and without being cancelled."""
         await self.reader.leave_behind()
-        await self.writer.leave_behind()
+        await self.writer.leave_behind()  # last, since the last connection removes the log
+
+
+_STORES: Final[WeakSet[SqliteStore]] = WeakSet()
+_INHERITED: Final[list[_Opened | None]] = []
+"""What a forked child must not use, and not close either: so it is never let go of."""
+
+
+def _leave_to_parent() -> None:  # pragma: no cover  a forked child is not measured
+    """Have no store of a forked child be open: what it has inherited is the parent's.
+
+    SQLite forbids to use a connection there, or to close it (https://sqlite.org/howtocorrupt.html,
+    2.6). Nor are its threads there, one of which may have held a lock that nobody lets go of now.
+    """
+    for store in list(_STORES):
+        _INHERITED.append(store._opened)  # noqa: SLF001  of this module
+        store._opened = None  # noqa: SLF001  as above
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _name(path: str | PathLike[str]) -> str:

@@ -30,7 +30,8 @@ def advice(path: str) -> str:
     """Return what to do with a damaged file."""
     return (
         f"it is damaged, and was left as it is; look with `sqlite3 {path} 'PRAGMA integrity_check'`"
-        ", then restore it from a backup, or save with `.recover` what can be read"
+        f", then restore it from a backup, after {path} and all that is beside it was moved away, "
+        "or its log would be applied to the backup; or save with `.recover` what can be read"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from kvpersist.errors import NotAStoreError, OpenError, StoreInUseError
 from kvpersist.stores import rescue
 from kvpersist.stores.file_lock import FileLock
+from kvpersist.stores.files import open_regular
 from kvpersist.stores.sqlite_backup import PREFIX
 from kvpersist.stores.sqlite_damage import advice, is_damage
 from kvpersist.stores.sqlite_log import LOG_LIMIT, LogLimit, empty_log
@@ -89,6 +90,20 @@ class FileConnection(sqlite3.Connection):
         Any thread may call it while the connection is open. It does not block.
         """
         return self._wal_index.header() if self._wal_index else None
+
+    def look_from_outside(self) -> None:
+        """Do `look`, in any thread, while no other one uses this connection.
+
+        It is this one that is asked, because it tells the commits of others from its own. SQLite
+        would refuse to empty the log meanwhile, as if another program were reading.
+
+        Raises:
+            sqlite3.Error: SQLite's.
+        """
+        with self._alone:
+            if self._is_closed:  # and so is its wal-index, whose descriptor may be another file's
+                raise sqlite3.ProgrammingError("the file was closed meanwhile")
+            self.look()
 
     def look(self) -> None:
         """Note whether another program has written since this was last called: see `seen`."""
@@ -260,6 +275,7 @@ def open_file(name: str, busy_timeout: float, state: str | None = None) -> FileC
         if state is not None and not path.exists():
             _check_alone(path, state)
         _check_place(path)
+        _check_log(path)  # before anything connects: SQLite removes a log that has no file
         if not _lock_of(path).exists():  # a file that is not ours gets no lock beside it
             _is_new(path, busy_timeout)
         ownership = _take_ownership(path)
@@ -331,6 +347,25 @@ def _check_place(path: Path) -> None:
                 "the file is beside it, and a link may lead into the file of somebody else"
             )
     _check_names(path)
+    rescue.check_name(str(path))
+
+
+def _check_log(path: Path) -> None:
+    """Raise if there is a log, but no file that it can be of: what is acknowledged may be in it."""
+    log = Path(f"{path}-wal")
+    # The log first: whoever creates the file at this moment has it written before there is a log.
+    if _size(log) and not _size(path):
+        raise OpenError(
+            f"{path} is gone, or empty, and {log} holds what was written last; put back the file "
+            f"that was here; if it is to be a backup of it, or a new one, move {log} away first"
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _check_names(path: Path) -> None:
@@ -395,10 +430,14 @@ def _check_journal(path: Path) -> None:
     kvpersist uses a journal only while it creates a file. The journal says how many pages there
     were before, none then (https://sqlite.org/fileformat2.html#the_rollback_journal).
     """
+    journal = Path(f"{path}-journal")
     try:
-        pages_before = int.from_bytes(Path(f"{path}-journal").read_bytes()[16:20], "big")
+        with open_regular(journal) as file:
+            pages_before = int.from_bytes(file.read(20)[16:], "big")
     except FileNotFoundError:  # pragma: no cover  the transaction has ended just now
         return
+    except ValueError as error:
+        raise OpenError(f"{journal}: {error}; see who has made it, then remove it") from error
     with path.open("rb") as file:
         application_id = int.from_bytes(file.read(72)[68:], "big")
     if pages_before and application_id != APPLICATION_ID:
@@ -483,9 +522,9 @@ def _check_alone(path: Path, state: str | None) -> None:
 def _check_state(path: Path, connection: FileConnection, state: str) -> None:
     if not state or state != connection.state():
         raise OpenError(
-            f"{path} is not as this bot has left it: it was replaced by another file, or a second "
-            f"bot has written to it since {_lock_of(path)} was removed; put back the one that was "
-            f"here, or restart the bot: its end leaves what is waiting in "
+            f"{path} is not as this bot has left it: it was replaced by another file, or another "
+            f"bot has written to it since this one closed it, or {_lock_of(path)} was removed; put "
+            f"back the one that was here, or restart the bot: its end leaves what is waiting in "
             f"{rescue.place_of(str(path))}"
         )
 

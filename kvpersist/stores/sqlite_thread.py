@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import aiosqlite
 
@@ -36,17 +38,28 @@ class SqliteThread:
         self._async = aiosqlite.Connection(take_up, iter_chunk_size=1)
 
     @classmethod
-    async def open(cls, connect: Callable[[], sqlite3.Connection]) -> SqliteThread:
+    async def open(
+        cls, connect: Callable[[], sqlite3.Connection], left: list[Opening]
+    ) -> SqliteThread:
         """Call `connect`, which may block, in a thread, and take over what it returns.
+
+        If this is cancelled it ends at once. `connect` goes on, and what it returns is closed; for
+        whoever has to wait for that there is one more in `left`: see `closed`.
 
         Raises:
             Exception: What `connect` raises.
         """
-        opened = await begin_in_daemon(lambda: cls(connect()), cls._abandon)
+        opening = begin_in_daemon(lambda: cls(connect()), cls.abandon)
         try:
+            opened = await asyncio.shield(opening)
             await opened._async  # noqa: SLF001  its own class
+        except GeneratorExit:  # that of a loop that has ended, which calls nobody back
+            if opening.done():
+                _abandon(opening)
+            raise
         except BaseException:
-            opened._abandon()  # noqa: SLF001  its own class
+            opening.add_done_callback(_abandon)
+            left.append(opening)
             raise
         return opened
 
@@ -80,18 +93,15 @@ class SqliteThread:
         except sqlite3.Error as error:
             raise _without_frames(error)  # noqa: B904  it is the same error
 
-    async def close(self) -> None:
-        """End the thread after what it was asked to do, and close the connection."""
-        await self._async.close()
-
     async def leave_behind(self) -> None:
-        """Close a connection without its event loop, which may be another one, that has ended.
+        """End the thread after what it was asked to do, and close the connection.
 
-        Being cancelled does not end this.
+        Its event loop may be another one, that has ended. Being cancelled does not end this.
         """
         await until_done(begin_in_daemon(self._end, lambda _: None))
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Begin to close a connection that nobody waits for."""
         threading.Thread(target=self._end, name="kvpersist:close", daemon=True).start()
 
     def _end(self) -> None:
@@ -101,6 +111,21 @@ class SqliteThread:
         for worker in self._workers:
             worker.join()
         self._sync.close()
+
+
+Opening: TypeAlias = "asyncio.Future[SqliteThread]"
+
+
+def _abandon(opening: Opening) -> None:
+    if not opening.exception():
+        opening.result().abandon()
+
+
+async def closed(opening: Opening) -> None:
+    """Wait until what nobody waited for is closed. Being cancelled does not end this."""
+    with suppress(Exception):  # it was not opened then
+        opened = await until_done(opening)
+        await opened.leave_behind()
 
 
 def _connector(

@@ -66,3 +66,7 @@ _KEPT: Final[list[WalIndex]] = []
 """Those that must not be closed yet: see `WalIndex.close`."""
 _LOCK: Final = threading.Lock()
 """Connections are closed by threads of their own."""
+# None of which a forked child has: it would wait for ever for one that was at it just then.
+os.register_at_fork(
+    before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+)
