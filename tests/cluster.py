@@ -40,7 +40,6 @@ from cluster_checker import WORDS, History, Keyboard, Sent, check, outcome
 from postgres_server import PostgresServer, free_port
 from worker_process import BUTTONS, HOLD_TIMEOUT
 
-
 USERS: Final = 200
 GROUPS: Final = 20
 _HOT: Final = 5

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import enum
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -359,6 +360,8 @@ def main() -> None:
     parser.add_argument("--deduplicate", action="store_true")
     parser.add_argument("--naive", action="store_true", help="without locks and versions")
     given = parser.parse_args()
+    # Slow commits are no news where the database is killed.
+    logging.getLogger("kvpersist").addFilter(lambda record: "took" not in record.msg)
     if given.naive:
         be_naive()
     asyncio.run(work(given.url, given.port, given.worker, deduplicate=given.deduplicate))
