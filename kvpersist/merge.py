@@ -14,7 +14,8 @@ def merge(
 ) -> list[Any]:
     """Take over into `mine` what is different in `theirs` than it was in `base`.
 
-    Where both have changed the same key, `mine` stays as it is.
+    Where both have changed the same key, `mine` stays as it is: also if both have made the same of
+    it, as two have who count from 20 to 21.
 
     Args:
         base: What both began with.
@@ -23,7 +24,7 @@ def merge(
         encode: Tells values apart.
 
     Returns:
-        The keys that both have changed, each in its own way.
+        The keys that both have changed.
     """
 
     def texts(document: dict[Any, Any]) -> dict[Any, bytes]:
@@ -32,7 +33,7 @@ def merge(
     was, is_mine, is_theirs = texts(base), texts(mine), texts(theirs)
     conflicts = []
     for key in {**was, **is_theirs}:
-        if is_theirs.get(key) in {was.get(key), is_mine.get(key)}:
+        if is_theirs.get(key) == was.get(key):
             continue
         if is_mine.get(key) != was.get(key):
             conflicts.append(key)

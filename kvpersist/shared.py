@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -15,6 +13,7 @@ from kvpersist.keys import BOT, Name, document_key
 from kvpersist.merge import merge
 from kvpersist.rows import Rows
 from kvpersist.stores.store import Shareable, Versioned
+from kvpersist.turns import Turns
 from kvpersist.unit import UNIT, Document, Unit
 
 _LOGGER = logging.getLogger("kvpersist")
@@ -38,9 +37,7 @@ class Shared:
         self.meter = rows.meter
         self.kind = kind
         self.known_bot: Versioned = (None, 0)
-        # Who waits for what another update of this process has waits here, in the order in which
-        # they came, and not each on a connection.
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._turns = Turns(store.patience)
 
     def document(self, name: Name | None, text: bytes | None) -> Document:
         """Return a document as it is stored.
@@ -110,9 +107,7 @@ class Shared:
             LockError, ConflictError, UnavailableError, WriteError, DecodeError: See `Unit`.
         """
         async with AsyncExitStack() as stack:
-            for key in sorted({*map(_key, names), *locks}):
-                turn = self._turns.setdefault(key, asyncio.Lock())
-                await stack.enter_async_context(turn)
+            await stack.enter_async_context(self._turns.take([*map(_key, names), *locks]))
             transaction = await stack.enter_async_context(self._store.transaction())
             unit = Unit(self, transaction)
             await unit.load(names, locks=locks, reads=reads)

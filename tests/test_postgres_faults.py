@@ -182,9 +182,9 @@ async def test_a_server_that_does_not_answer_counts_as_gone(
     locker = await asyncpg.connect(bot.server.url())
     async with locker.transaction():
         await locker.execute(f"LOCK TABLE {bot.schema}.documents")
-        with pytest.raises(UnavailableError, match="TimeoutError"):
+        with pytest.raises(UnavailableError, match="no answer"):
             await store.apply({"bot": b"2"})
-        with pytest.raises(ReadError, match="TimeoutError"):
+        with pytest.raises(ReadError, match="no answer"):
             await store.read(["bot"])
     await store.apply({"bot": b"3"})
     await store.close()

@@ -358,6 +358,39 @@ async def test_whoever_waits_too_long_hears_for_what(bot: PostgresStorage) -> No
     assert bot.rows == {}
 
 
+async def test_whoever_waits_too_long_in_the_same_worker_hears_it_too(bot: PostgresStorage) -> None:
+    """The handler that it waits for hangs; others go on, and so does who comes later."""
+    is_inside = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def work(update: Update, context: Any) -> None:
+        await remember(update, context)
+        assert update.message is not None
+        if update.message.text == "slow":
+            is_inside.set()
+            await go_on.wait()
+
+    handlers = [TypeHandler(Update, work)]
+    async with workers(bot, lambda: handlers, 1, store={"hold_timeout": 0.1}) as (worker,):
+        slow = asyncio.create_task(worker.say("slow"))
+        await is_inside.wait()
+        given_up = asyncio.create_task(worker.say("given up"))
+        await settle()
+        given_up.cancel()
+        await worker.say("in vain")
+        await worker.say("another chat", chat_id=2)
+        (error,) = worker.errors
+        assert isinstance(error, LockError)
+        assert error.keys == ("chat/1",)
+        assert "of this worker" in str(error)
+        worker.errors.clear()
+        later = asyncio.create_task(worker.say("later"))
+        await settle()
+        go_on.set()
+        await asyncio.gather(slow, later)
+    assert bot.rows["chat/1"] == b'{"said":["slow","later"]}'
+
+
 async def test_a_worker_that_says_nothing_loses_its_documents(bot: PostgresStorage) -> None:
     """After `hold_timeout` another one has them; the first one's update has never been."""
     is_inside = asyncio.Event()

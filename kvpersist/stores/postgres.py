@@ -47,6 +47,8 @@ from kvpersist.stores.store import BadRow, Row
 Columns: TypeAlias = tuple[list[str], ...]
 
 _PAGE_ROWS: Final = 500
+_MARGIN: Final = 1.0
+"""Seconds that who waits for a document has more than who has it."""
 
 
 class PostgresStore:
@@ -116,6 +118,7 @@ class PostgresStore:
         self._timeout = timeout
         self._lock_timeout = lock_timeout
         self._hold_timeout = hold_timeout
+        self.patience = hold_timeout + _MARGIN
         self._options: dict[str, Any] = {
             "timeout": timeout,
             "command_timeout": timeout,
@@ -246,7 +249,12 @@ class PostgresStore:
         if opened is None or opened.transactions is None:
             raise OpenError(self._not_open)  # closed in the same moment, or not shared
         transaction = PostgresTransaction(
-            opened.transactions, self.schema, self._shown, self._timeout, self._hold_timeout
+            opened.transactions,
+            self.schema,
+            self._shown,
+            self._timeout,
+            hold_timeout=self._hold_timeout,
+            patience=self.patience,
         )
         try:
             yield transaction

@@ -40,4 +40,6 @@ def is_fault_of_rows(error: BaseException) -> bool:
 
 def words(error: BaseException) -> str:
     """Return what an error says."""
-    return str(error) or type(error).__name__  # asyncio's timeouts say nothing
+    if isinstance(error, asyncio.TimeoutError):  # which says nothing
+        return "no answer, or no free connection, within the time limit; see `timeout`"
+    return str(error) or type(error).__name__

@@ -67,7 +67,8 @@ class PostgresTransaction:
         shown: The server, as errors name it.
         timeout: Seconds for which a server that is gone is tried to reach, and to wait for answers.
         hold_timeout: Seconds after which the server ends the transaction of a worker that says
-            nothing. It waits for each lock of another's for a second more.
+            nothing.
+        patience: Seconds for which each lock of another's is waited for.
     """
 
     def __init__(
@@ -76,16 +77,16 @@ class PostgresTransaction:
         schema: str,
         shown: str,
         timeout: float,
+        *,
         hold_timeout: float,
+        patience: float,
     ) -> None:
         self._begun = begun
         self._schema = schema
         self._shown = shown
         self._timeout = timeout
-        self._wait = hold_timeout + 1.0
-        self._times = [
-            f"{max(1, round(seconds * 1000))}ms" for seconds in (self._wait, hold_timeout)
-        ]
+        self._patience = patience
+        self._times = [f"{max(1, round(seconds * 1000))}ms" for seconds in (patience, hold_timeout)]
         self._connection: Connection | None = None
         self._turn = asyncio.Lock()  # tasks of one update may use it at the same time
         self._locked: dict[str, int] = {}
@@ -224,7 +225,7 @@ class PostgresTransaction:
         versions = [known.get(key, 0) for key in reads]
         rows = await self._fetch(
             LOCK, owner, locks, [*reads], versions, *self._times,
-            timeout=self._timeout + len(locks) * self._wait,
+            timeout=self._timeout + len(locks) * self._patience,
         )  # fmt: skip
         return {key: (None if text is None else text.encode(), at) for key, text, at in rows}
 
@@ -286,7 +287,7 @@ class PostgresTransaction:
         keys = [*processes] or self._wanted
         told = "".join(f"; {key} has process {process}" for key, process in processes.items())
         return LockError(
-            f"another worker has not given it back for {self._wait:g} seconds (in the "
+            f"another worker has not given it back for {self._patience:g} seconds (in the "
             f"server's pg_stat_activity{told}): see what its handlers wait for, or give "
             "PostgresStore another hold_timeout",
             keys=keys,

@@ -168,7 +168,13 @@ class Transaction(Protocol):
 
 @runtime_checkable
 class Shareable(Protocol):
-    """A store that many workers can have open at the same time. No store must."""
+    """A store that many workers can have open at the same time. No store must.
+
+    Attributes:
+        patience: For how many seconds whoever wants a document waits for another who has it.
+    """
+
+    patience: float
 
     def share(self) -> None:
         """From now on open it together with others that share it, and with nobody else."""
