@@ -296,7 +296,8 @@ class SqliteStore:
 
         The copy has every write that returned before this was called. It is a file that a bot can
         open, readable by its owner alone, and it gets its name when SQLite has found nothing wrong
-        with kvpersist's tables in it, and all of it is on the disk. Until then it is a file
+        with it, and all of it is on the disk. (Of tables of others that need functions which SQLite
+        has not, nothing is asked.) Until then it is a file
         ``.kvpersist-…`` of the same folder, which a killed process may leave.
 
         Writes go on meanwhile. The write-ahead log grows by what they write until the copy ends.
