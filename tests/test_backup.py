@@ -242,7 +242,7 @@ async def test_a_damaged_file_gives_no_copy(bot_db: Path, copy: Path, damaged: s
     data[start : start + 4096] = bytes(4096)
     bot_db.write_bytes(data)
     persistence = KVPersistence(bot_db)
-    words = f"{copy} was not written: .*malformed.*; {bot_db}: it is damaged, .*integrity_check"
+    words = f"{copy} was not written: .*malformed.*; {bot_db}: it is damaged; .*integrity_check"
     with pytest.raises(BackupError, match=f"(?s){words}"):
         await persistence.backup(copy)
     assert list(copy.parent.iterdir()) == []
