@@ -42,9 +42,10 @@ def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
 
     When the handlers of an update are done, what they changed in ``chat_data``, ``user_data``,
     ``bot_data``, conversations and callback data is committed before the update counts as
-    processed. What jobs, tasks and handlers with ``block=False`` changed is committed as soon as
-    they are done. Updates that end at the same moment share one transaction. An update that
-    changes nothing writes nothing.
+    processed; while the store refuses, it is kept, and the error handlers are told. What jobs,
+    tasks and handlers with ``block=False`` changed is committed as soon as they are done. Updates
+    that end at the same moment share one transaction. An update that changes nothing writes
+    nothing.
 
     Documents are never copied, whichever class they are of: one that cannot be copied, or stored,
     concerns its own row alone.
