@@ -169,7 +169,9 @@ async def answer(_: Update, context: Context) -> None:
     """Reply when all that this update has changed is on the disk, the step of a conversation too.
 
     A bot that is killed in any moment has then promised nothing that it does not know. (But a new
-    button is stored after it was sent, when the update ends.)
+    button is stored after it was sent, when the update ends.) While the store refuses, as on a
+    full disk, `update_persistence` returns too, and error handlers are told: what is replied then
+    is only kept in memory, until the store takes it.
     """
     if (reply := getattr(context, "reply", None)) is not None:
         await context.application.update_persistence()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import weakref
 from collections.abc import Awaitable, Collection, Iterable
@@ -19,8 +20,11 @@ from kvpersist.lazy import Lazy
 from kvpersist.persistence import KVPersistence, checked, several
 from kvpersist.rows import HandedOver
 from kvpersist.runs import RUN, Kind, Names, Run, add
+from kvpersist.to_the_end import End
 from kvpersist.updates import end_of_move, moved_by, unmark, used_by
 from kvpersist.workers import WorkerApplication
+
+_LOGGER = logging.getLogger("kvpersist")
 
 _SLICE: Final = 0.004
 """Seconds after which encoding many documents lets the event loop do something else."""
@@ -39,9 +43,10 @@ def application_builder(persistence: KVPersistence[Any, Any, Any]) -> Any:
 
     When the handlers of an update are done, what they changed in ``chat_data``, ``user_data``,
     ``bot_data``, conversations and callback data is committed before the update counts as
-    processed. What jobs, tasks and handlers with ``block=False`` changed is committed as soon as
-    they are done. Updates that end at the same moment share one transaction. An update that
-    changes nothing writes nothing.
+    processed; while the store refuses, it is kept, and the error handlers are told. What jobs,
+    tasks and handlers with ``block=False`` changed is committed as soon as they are done. Updates
+    that end at the same moment share one transaction. An update that changes nothing writes
+    nothing.
 
     Documents are never copied, whichever class they are of: one that cannot be copied, or stored,
     concerns its own row alone.
@@ -114,6 +119,8 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._has_news = False
         self._is_live = False
         self._is_shut_down = False
+        self._is_leaving = False
+        self._end_of_it = End(self._is_left_open, self._leave, self._kv.rows.commits.waiting)
         self._watched: Watched | None = None
         self._writing: set[asyncio.Task[None]] = set()
         self._background: asyncio.Task[None] | None = None
@@ -155,7 +162,8 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """
         self._kv.be_used_by(self)
         self._kv.on_refresh = self._on_refresh
-        loop = asyncio.get_running_loop()  # what another has left holds PTB's locks
+        self._end_of_it.loop = loop = asyncio.get_running_loop()
+        # What another has left holds PTB's locks.
         self._writing = {task for task in self._writing if _is_of(task, loop)}
         self._kv.lazy = self._lazy
         try:
@@ -167,6 +175,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             self._watched = watch(cache)
         self._is_live = True
         self._is_shut_down = False
+        self._is_leaving = False
 
     async def shutdown(self) -> None:
         """Write what is left, close the store; see `Application.shutdown`."""
@@ -184,12 +193,53 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
             if self._lazy is not None and is_closed:
                 self._lazy.clear()
 
+    def run_polling(self, *arguments: Any, **options: Any) -> None:
+        """Run the bot until it is stopped; see `Application.run_polling`.
+
+        After a second Ctrl-C no handler is waited for any more, and what is waiting is written, or
+        left for the next start, as by `shutdown`. A third one loses it, and the log says what.
+
+        Raises:
+            WriteError: Some rows could not be written. It says where they were left.
+        """
+        self._end_of_it.run(super().run_polling, *arguments, **options)
+
+    def run_webhook(self, *arguments: Any, **options: Any) -> None:
+        """Run the bot until it is stopped; see `Application.run_webhook` and `run_polling`."""
+        self._end_of_it.run(super().run_webhook, *arguments, **options)
+
+    def _is_left_open(self) -> bool:
+        """Whether it was initialised, and not shut down."""
+        return self._kv.user is not None and self._kv.user() is self
+
+    async def _leave(self) -> None:
+        """Write what waits, and close the store, though a `stop` or `shutdown` has not ended.
+
+        No handler is waited for. What those that are not done have changed so far is written.
+
+        Raises:
+            WriteError: Some rows could not be written. It says where they were left.
+        """
+        self._is_live = False
+        self._is_leaving = True
+        for run in [*self._live]:
+            run.mark(run.names.copy())
+        try:
+            for error in await self._hand_in(None, due=True):
+                _LOGGER.error("%s", error)
+        finally:
+            await self._kv.flush()
+            self._is_shut_down = True
+            self._kv.user = None
+
     async def process_update(self, update: object) -> None:
         """Handle an update, and commit what its handlers changed; see `Application`.
 
         What cannot be written is told to the error handlers, and kept: see `KVPersistence`. An
         update whose documents cannot be read is not handled, and they hear it.
         """
+        if self._is_leaving:
+            return  # nobody would write what it changes
         run = self._new_run("update", used_by(update))
         run.task = asyncio.current_task()
         token = RUN.set(run)

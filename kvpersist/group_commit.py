@@ -82,6 +82,10 @@ class GroupCommit:
         """Whether a value of this row is waiting or on its way, so that the store is behind."""
         return key in self._pending or key in self._in_flight
 
+    def waiting(self) -> Sequence[str]:
+        """Return all rows that are pending, by `is_pending`."""
+        return [*(self._in_flight | self._pending)]
+
     def is_removed(self, key: str) -> bool:
         """Whether a row is pending and to be removed."""
         return self._pending.get(key, self._in_flight.get(key, b"")) is None
@@ -255,7 +259,7 @@ class GroupCommit:
             WriteError: With all rows that could not be written. They are kept.
         """
         self._move_to_running_loop()
-        waiting = [*(self._in_flight | self._pending)]
+        waiting = self.waiting()
         while self._rescued or waiting:
             if self._rescued:
                 await self._write_rescued()

@@ -6,6 +6,7 @@ KVPERSIST_SEED says which bits of the log are bent.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,14 @@ from pathlib import Path
 import pytest
 from faults import rows_of_a_sound_file
 
-from kvpersist import KVPersistence, OpenError, ReadError, SqliteStore, WriteError
+from kvpersist import (
+    KVPersistence,
+    NotAStoreError,
+    OpenError,
+    ReadError,
+    SqliteStore,
+    WriteError,
+)
 from kvpersist.stores.sqlite_file import open_file
 from kvpersist.stores.sqlite_schema import SCHEMA
 from kvpersist.stores.sqlite_statements import _PUT
@@ -66,7 +74,7 @@ async def test_a_damaged_page_costs_its_rows_alone_and_says_which(filled: Path) 
     said = str(caught.value)
     assert "988 of the 1000 rows that were found can be read, not chat/" in said
     assert said.endswith(" and 2 more")
-    assert f"after {filled} and all that is beside it was moved away, or its log would be" in said
+    assert f"after {filled} and all that is beside it, but -rescue, was moved away" in said
     assert len(said) < 1200
     store = SqliteStore(filled)
     await store.open()
@@ -90,7 +98,7 @@ async def can_be_read(store: SqliteStore, key: str) -> bool:
 
 
 async def test_with_a_damaged_index_all_rows_can_still_be_read(filled: Path) -> None:
-    """None is named, since none is lost; ``.recover`` makes a new index."""
+    """None is named, since none is lost; ``.dump`` does not need it."""
     data = damage(filled, page_of(filled, "index"))
     store = SqliteStore(filled)
     await store.open()
@@ -157,6 +165,30 @@ async def test_damage_is_never_taken_for_an_empty_store(filled: Path, page: int)
     with pytest.raises((OpenError, ReadError), match="integrity_check|not a SQLite file"):
         await KVPersistence(filled).get_chat_data()
     assert filled.read_bytes() == data
+
+
+async def test_a_first_page_that_is_damaged_is_thought_of(filled: Path) -> None:
+    """Nothing tells whose the file is then; the error speaks of a backup too."""
+    data = damage(filled, 1)
+    with pytest.raises(NotAStoreError, match="if it was one, its first page .* from a backup$"):
+        await KVPersistence(filled).get_chat_data()
+    assert filled.read_bytes() == data
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_rows_that_were_left_for_a_damaged_file_wait_for_another(
+    filled: Path, rows: int
+) -> None:
+    """The start says which file is damaged, and what to do; the rows stay in the rescue file."""
+    damage(filled, page_of(filled, "table"))
+    left = filled.with_name("bot.db-rescue")
+    waiting = {f"chat/{row}": "{}" for row in range(rows)}
+    left.write_text(json.dumps({"format": "kvpersist rescue 1", "of": None, "rows": waiting}))
+    found = left.read_bytes()
+    words = f"{left} holds rows .*malformed.*; {filled}: it is damaged; .* leave the rescue file "
+    with pytest.raises(OpenError, match=f"(?s){words}.*, or move it away"):
+        await KVPersistence(filled).get_chat_data()
+    assert left.read_bytes() == found
 
 
 async def test_a_file_that_was_cut_off_is_damaged(filled: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from pathlib import Path
 
@@ -96,6 +97,26 @@ async def test_a_reader_that_never_ends_is_told_of_and_hardly_waited_for(
         assert "bot.db-wal has grown to 6" in caplog.text
         assert "another program has been reading for long: end its transaction" in caplog.text
     assert busy_timeout(store) == 50
+    await store.close()
+
+
+async def test_readers_are_waited_for_twice_as_long_when_the_log_has_doubled(
+    bot_db: Path,
+) -> None:
+    """About 0.1 seconds at 16 MiB, and never longer than the busy timeout, which stays as it is."""
+    store = await opened(bot_db, busy_timeout=0.3)
+    waits: list[int] = []
+
+    def note(statement: str) -> None:
+        if (found := re.fullmatch(r"PRAGMA busy_timeout = (\d+)", statement)) is not None:
+            waits.append(int(found[1]))
+
+    assert store._opened is not None
+    store._opened.file.set_trace_callback(note)
+    with read_by_another_program(bot_db, ONE_READER):
+        await write(store, 70 * MIB)
+    assert [round(wait, -2) for wait in waits[::2]] == [100, 200, 300]  # at 16, 32 and 64 MiB
+    assert waits[1::2] == [300] * 3
     await store.close()
 
 

@@ -23,6 +23,7 @@ from stores import SlowStore, stored
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
+from kvpersist.stores.sqlite_statements import _PUT
 from kvpersist.stores.sqlite_thread import SqliteThread
 
 
@@ -256,6 +257,22 @@ async def test_a_copy_of_the_folder_does_not_take_the_lock_away(
     with pytest.raises(StoreInUseError):
         await SqliteStore(bot_db).open()
     await store.close()
+
+
+def test_a_forked_child_that_ends_leaves_the_lock_to_its_parent(bot_db: Path) -> None:
+    """And the file: what the parent writes afterwards is stored."""
+    connection = sqlite_file.open_file(str(bot_db), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, on Python 3.12
+        child = os.fork()
+    if child == 0:  # pragma: no cover  it is another process
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(StoreInUseError):
+        sqlite_file.open_file(str(bot_db), 0)
+    connection.executemany(_PUT, [[("chat/1", "{}", 0)]])
+    connection.close()
+    assert stored(bot_db) == {"chat/1": {}}
 
 
 def test_a_forked_child_does_not_keep_the_lock(bot_db: Path) -> None:

@@ -648,8 +648,8 @@ def test_a_program_whose_tasks_are_all_cancelled_knows_what_it_has_left(
     assert stored(bot_db) == {"chat/1": {"n": 2}}
 
 
-def test_a_program_that_is_interrupted_twice_leaves_its_rows(bot_db: Path) -> None:
-    """As by a person who presses Ctrl-C again, because flush waits for another program's lock."""
+def test_a_loop_that_cancels_all_tasks_during_flush_leaves_its_rows(bot_db: Path) -> None:
+    """As `asyncio.run` does when it is interrupted; `test_to_the_end.py` has real processes."""
     persistence: KVPersistence[Any, Any, Any] = KVPersistence(SqliteStore(bot_db, busy_timeout=0.5))
 
     async def first() -> None:

@@ -310,7 +310,8 @@ class SqliteStore:
 
         The copy has every write that returned before this was called. It is a file that a bot can
         open, readable by its owner alone, and it gets its name when SQLite has found nothing wrong
-        with kvpersist's tables in it, and all of it is on the disk. Until then it is a file
+        with it, and all of it is on the disk. (Of tables of others that need functions which SQLite
+        has not, nothing is asked.) Until then it is a file
         ``.kvpersist-…`` of the same folder, which a killed process may leave.
 
         Writes go on meanwhile. The write-ahead log grows by what they write until the copy ends.
@@ -535,8 +536,8 @@ def _leave_to_parent() -> None:  # pragma: no cover  a forked child is not measu
     2.6). Nor are its threads there, one of which may have held a lock that nobody lets go of now.
     """
     for store in list(_STORES):
-        _INHERITED.append(store._opened)  # noqa: SLF001  of this module
-        store._opened = None  # noqa: SLF001  as above
+        _INHERITED.append(store._opened)  # noqa: SLF001  its own class
+        store._opened = None  # noqa: SLF001  its own class
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)

@@ -123,14 +123,17 @@ class _Copy:
             source.backup(target, pages=_STEP_PAGES, progress=self._tell)
 
     def _check(self, temporary: Path) -> None:
-        """Raise unless kvpersist's tables are whole in the copy, which must get no log."""
+        """Raise if the copy, which must get no log, is damaged: also where no table is."""
         uri = f"{temporary.as_uri()}?immutable=1"
         with closing(sqlite3.connect(uri, uri=True)) as copy:
             copy.set_progress_handler(self.stopped.is_set, _STEP_INSTRUCTIONS)
-            for table in TABLES:  # those of others may need functions that nobody has here
-                (found,), *_ = copy.execute(f"PRAGMA integrity_check({table})").fetchall()
-                if found != "ok":
-                    raise sqlite3.DatabaseError(f"malformed: {found}")
+            try:
+                _check_by(copy, "PRAGMA integrity_check")
+            except sqlite3.OperationalError:
+                # Tables of others may need functions that nobody has here. Asked for the schema
+                # SQLite looks through the free pages too (https://sqlite.org/pragma.html).
+                for table in ("sqlite_master", *TABLES):
+                    _check_by(copy, f"PRAGMA integrity_check({table})")
 
     def _tell(self, _: int, remaining: int, total: int) -> None:
         self._go_on()
@@ -144,6 +147,12 @@ class _Copy:
     def _go_on(self) -> None:
         if self.stopped.is_set():
             raise _StoppedError
+
+
+def _check_by(copy: sqlite3.Connection, pragma: str) -> None:
+    (found,), *_ = copy.execute(pragma).fetchall()
+    if found != "ok":
+        raise sqlite3.DatabaseError(f"malformed: {found}")
 
 
 def _check_free(path: Path) -> None:

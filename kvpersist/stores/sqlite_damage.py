@@ -29,9 +29,10 @@ def is_damage(error: BaseException) -> bool:
 def advice(path: str) -> str:
     """Return what to do with a damaged file."""
     return (
-        f"it is damaged, and was left as it is; look with `sqlite3 {path} 'PRAGMA integrity_check'`"
-        f", then restore it from a backup, after {path} and all that is beside it was moved away, "
-        "or its log would be applied to the backup; or save with `.recover` what can be read"
+        f"it is damaged; stop the bot, look with `sqlite3 {path} 'PRAGMA integrity_check'`, then "
+        f"restore it from a backup, after {path} and all that is beside it, but -rescue, was moved "
+        "away, or its log would be applied to the backup; or save what can be read with `.dump`, "
+        "whose ROLLBACK at the end is to be COMMIT"
     )
 
 

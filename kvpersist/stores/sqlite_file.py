@@ -403,7 +403,8 @@ def _is_new(path: Path, busy_timeout: float) -> bool:
         if "not a database" in str(error):
             raise NotAStoreError(
                 f"{path} is not a SQLite file, nor one of kvpersist's (PicklePersistence's files "
-                "are none); name another file"
+                "are none); name another file. Or if it was one, its first page is damaged: "
+                "restore it from a backup"
             ) from error
         raise
     return False

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kvpersist.errors import OpenError, some_of
 from kvpersist.stores import rescue
+from kvpersist.stores.sqlite_damage import advice, is_damage
 from kvpersist.stores.sqlite_file import FileConnection
 from kvpersist.stores.sqlite_statements import transaction
 
@@ -35,18 +36,26 @@ def write_rescued(connection: FileConnection, path: str) -> None:
         if refused:
             rescue.write(place, {key: rescued.changes[key] for key in refused}, of=None)
             first = next(iter(refused.values()))
-            raise ValueError(f"{first}, for {some_of([*refused])}")
+            raise ValueError(f"{first}, for {some_of([*refused])}") from first
         rescue.remove(place)
     except (sqlite3.Error, OSError, ValueError) as error:
         raise OpenError(
             f"{place} holds rows that an earlier run could not write, and they still cannot be: "
-            f"{error}; see to that, or move it away to go on without them"
+            f"{error}; {_what_to_do(path, error)}, or move it away to go on without them"
         ) from error
     number = len(rescued.changes)
     _LOGGER.warning("%s: wrote %d rows that an earlier run had to leave there", place, number)
 
 
-def _write(connection: FileConnection, place: Path, rescued: rescue.Rescued) -> Mapping[str, str]:
+def _what_to_do(path: str, error: Exception) -> str:
+    if is_damage(error) or is_damage(error.__cause__ or error):
+        return f"{path}: {advice(path)}; leave the rescue file beside what takes its place"
+    return "see to that"
+
+
+def _write(
+    connection: FileConnection, place: Path, rescued: rescue.Rescued
+) -> Mapping[str, Exception]:
     """Write what can be, in one transaction; return why some rows are refused by themselves."""
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -65,8 +74,8 @@ def _write(connection: FileConnection, place: Path, rescued: rescue.Rescued) -> 
 
 def _write_each(
     connection: FileConnection, changes: Mapping[str, bytes | None]
-) -> Mapping[str, str]:
-    refused: dict[str, str] = {}
+) -> Mapping[str, Exception]:
+    refused: dict[str, Exception] = {}
     for key, text in changes.items():
         connection.execute("SAVEPOINT one_row")
         try:
@@ -76,6 +85,6 @@ def _write_each(
                     connection.execute(statement, row)
         except (sqlite3.Error, ValueError, OverflowError) as error:
             connection.execute("ROLLBACK TO one_row")
-            refused[key] = str(error)
+            refused[key] = error
         connection.execute("RELEASE one_row")
     return refused
