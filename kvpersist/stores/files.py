@@ -1,4 +1,4 @@
-"""Files of which it is not known what somebody has put in their place."""
+"""What SQLite does not do: having on the disk, and opening, files of our own beside its file."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def open_regular(path: Path) -> BinaryIO:
 
 def _open_no_link(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

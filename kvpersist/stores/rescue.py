@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from kvpersist.stores.files import open_regular
+from kvpersist.stores.files import open_regular, sync
 
 _LOGGER = logging.getLogger("kvpersist")
 
@@ -167,12 +167,3 @@ def _is_rescue(found: Any) -> bool:
         and isinstance(rows := found.get("rows"), dict)
         and all(isinstance(text, str | None) for text in rows.values())
     )
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

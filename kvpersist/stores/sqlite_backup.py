@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 from kvpersist.errors import BackupError, ConfigurationError, OpenError
 from kvpersist.stores.daemon import begin_in_daemon
-from kvpersist.stores.rescue import sync
+from kvpersist.stores.files import sync
 from kvpersist.stores.sqlite_damage import advice, is_damage
 from kvpersist.stores.sqlite_schema import TABLES
 

@@ -58,8 +58,9 @@ class SqliteThread:
                 _abandon(opening)
             raise
         except BaseException:
-            opening.add_done_callback(_abandon)
-            left.append(opening)
+            if not (opening.done() and opening.exception()):
+                opening.add_done_callback(_abandon)
+                left.append(opening)
             raise
         return opened
 
@@ -123,7 +124,7 @@ def _abandon(opening: Opening) -> None:
 
 async def closed(opening: Opening) -> None:
     """Wait until what nobody waited for is closed. Being cancelled does not end this."""
-    with suppress(Exception):  # it was not opened then
+    with suppress(Exception):  # that of `connect`: nothing was opened
         opened = await until_done(opening)
         await opened.leave_behind()
 
