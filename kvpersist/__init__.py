@@ -17,6 +17,7 @@ from kvpersist.errors import (
     ReadError,
     StoreError,
     StoreInUseError,
+    TransferError,
     UnavailableError,
     WriteError,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreInUseError",
+    "TransferError",
     "UnavailableError",
     "WriteError",
     "WriteThroughApplication",

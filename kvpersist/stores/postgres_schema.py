@@ -114,7 +114,7 @@ async def prepare(connection: Connection, schema: str) -> None:
                 "this server does not keep the text of a document as it is; kvpersist needs the "
                 "encoding UTF8 and PostgreSQL's type json"
             )
-        if not await _has_tables(connection, schema):
+        if not await has_tables(connection, schema):
             await _create(connection, schema)
 
 
@@ -125,7 +125,8 @@ async def _create(connection: Connection, schema: str) -> None:
         await connection.execute(statement.format(schema=quoted(schema)))
 
 
-async def _has_tables(connection: Connection, schema: str) -> bool:
+async def has_tables(connection: Connection, schema: str) -> bool:
+    """Whether the schema has kvpersist's tables, as this code makes them. Raises as `prepare`."""
     found: dict[str, dict[str, tuple[str, str | None]]] = {}
     for table, column, collation, kind in await connection.fetch(_COLUMNS, schema, [*_TABLES]):
         found.setdefault(table, {})[column] = kind, collation
