@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from codec_samples import TYPES, VALUES, register_money
 from command import Make, documents, file_of, said
-from hypothesis import given
+from hypothesis import given, settings
 
 from kvpersist import Codec
 from kvpersist.cli.judging import Judge
@@ -38,7 +38,7 @@ BAD = {
     "chat/6": ("[]", "no document"),
     "chat/7": ('{"t":{"$date":"soon"}}', '["t"]: cannot read $date'),
     "chat/8": ('{"t":{"$new":1}}', "the tag '$new' is not known"),
-    "chat/9": ('{"$set":[{"$:Odd":[[]]}]}', "say --types to be sure"),
+    "chat/9": ('{"o":{"$:Odd":{"a":{"$date":"x"}}}}', "in an object of Odd: cannot read $date"),
     "user/2": ("null", "no document"),
     "bot/1": ("{}", "no key of kvpersist's"),
     "callback/1": ("{}", "not a keyboard"),
@@ -82,6 +82,7 @@ def test_with_types_objects_are_looked_into(tmp_path: Path) -> None:
     assert "cannot read $:Color" in line["fault"]
 
 
+@settings(max_examples=60)
 @given(value=VALUES)
 def test_all_that_the_codec_writes_is_good(value: object) -> None:
     """Whatever it is, whether its class is known or not."""

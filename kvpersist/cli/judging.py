@@ -51,35 +51,61 @@ class Judge:
             self._check(key, value, is_known=not classes)
         except DecodeError as error:
             reason = f"{error.path}: {error.reason}" if error.path else error.reason
-            if classes:
-                reason += f" (it has {', '.join(sorted(classes))}: say --types to be sure)"
             return Verdict(reason, frozenset(classes))
         return Verdict("", frozenset(classes))
 
     def _decoded(self, text: bytes, classes: set[str]) -> Any:
         self._codec.check(text)
-        try:
-            stored = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            return self._codec.decode(text)  # which says so
-        return self._codec.decode(orjson.dumps(self._without(stored, classes)))
+        stored = orjson.loads(text)
+        parts: list[tuple[str, Any]] = []
+        document = self._codec.decode(orjson.dumps(self._without(stored, classes, parts)))
+        for name, part in parts:  # which may find more of them
+            self._look_into(name, part, classes, parts)
+        found = tagged(stored)
+        return {} if found is not None and self._is_unknown(found[0]) else document
 
-    def _without(self, value: Any, classes: set[str]) -> Any:
-        """Put what can be read in place of what only the bot knows: its classes, and itself."""
+    def _look_into(
+        self, name: str, part: Any, classes: set[str], parts: list[tuple[str, Any]]
+    ) -> None:
+        try:
+            self._codec.decode(orjson.dumps(self._without(part, classes, parts)))
+        except DecodeError as error:
+            error.reason = f"in an object of {name}: {error.reason}"
+            raise
+
+    def _without(self, value: Any, classes: set[str], parts: list[tuple[str, Any]]) -> Any:
+        """Put a text in place of what only the bot knows: itself, and objects of its classes.
+
+        What those hold is added to `parts`, to be looked at by itself.
+        """
         found = tagged(value)
         if found is not None:
             tag, payload = found
-            if tag == _BOT:
-                return None
-            if tag.startswith(_OWN) and tag not in self._tags:
-                classes.add(tag[len(_OWN) :])
-                # A tuple, since it may be a key, or in a set.
-                items = payload.values() if type(payload) is dict else [payload]
-                inner = [self._without(item, classes) for item in items]
-                return {"$tuple": [tag[len(_OWN) :], *inner]}
+            if tag == "$mappingproxy" and (inner := tagged(payload)) and self._is_unknown(inner[0]):
+                return self._without(payload, classes, parts)
+            if tag == _BOT or self._is_unknown(tag):
+                if tag != _BOT:
+                    classes.add(tag[len(_OWN) :])
+                    items = payload.values() if type(payload) is dict else [payload]
+                    parts += [(tag[len(_OWN) :], item) for item in items]
+                return f"{tag} {len(parts)}"  # another one each time, since it may be in a set
+            if tag == "$defaultdict" and type(payload) is list and payload:
+                name = self._factory(payload[0], classes)
+                return {tag: [name, *self._without(payload[1:], classes, parts)]}
         if type(value) is dict:
-            return {name: self._without(item, classes) for name, item in value.items()}
-        return [self._without(item, classes) for item in value] if type(value) is list else value
+            return {name: self._without(item, classes, parts) for name, item in value.items()}
+        if type(value) is list:
+            return [self._without(item, classes, parts) for item in value]
+        return value
+
+    def _is_unknown(self, tag: str) -> bool:
+        return tag.startswith(_OWN) and tag not in self._tags
+
+    def _factory(self, name: Any, classes: set[str]) -> Any:
+        if type(name) is not str or not name.startswith(":") or f"${name}" in self._tags:
+            return name
+        classes.add(name[1:])
+        return None
 
     def _check(self, key: str, value: Any, *, is_known: bool) -> None:
         scope = key.partition("/")[0]
