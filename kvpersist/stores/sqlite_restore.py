@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import uuid
-from contextlib import closing, suppress
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -57,10 +56,10 @@ def _replace(path: Path, copy: Path) -> Path | None:
         copy.rename(path)
         sync(path.parent)
         return None
-    _empty_log(path)
     kept = _new_folder(path)
     if path.exists():
-        # As a second name: until the copy takes the first, the file is where it was.
+        # As a second name: until the copy takes the first, the file is where it was. If this is
+        # killed before, no bot takes a file of two names, which might lack the log that is moved.
         os.link(path, kept / path.name)
     for beside in filter(os.path.lexists, left):
         beside.rename(kept / beside.name)
@@ -68,15 +67,6 @@ def _replace(path: Path, copy: Path) -> Path | None:
     copy.rename(path)
     sync(path.parent)
     return kept
-
-
-def _empty_log(path: Path) -> None:
-    """Move the log into the file, if it is whole, so that it is of use by itself."""
-    with (
-        suppress(sqlite3.Error),
-        closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as old,
-    ):
-        old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _new_folder(path: Path) -> Path:
