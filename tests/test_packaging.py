@@ -67,13 +67,15 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 def test_lower_layers_do_not_know_telegram() -> None:
     """Whoever reads the codec, group commit or an engine must not know PTB.
 
-    What knows it is the persistence, what it is given by and to the application, and the codec's
-    extension for PTB's classes.
+    What knows it is the persistence, what it is given by and to the application, what reads other
+    persistences, and the codec's extension for PTB's classes.
     """
     upper = {
         "kvpersist.application",
         "kvpersist.callback_cache",
+        "kvpersist.other_persistences",
         "kvpersist.persistence",
+        "kvpersist.pickles",
         "kvpersist.telegram_objects",
         "kvpersist.updates",
     }

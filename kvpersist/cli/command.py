@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from kvpersist.cli import checking, completing, editing, look, moving
+from kvpersist.cli import checking, completing, editing, look, migrating, moving
 
 _WIDTH: Final = 88
 
@@ -39,6 +39,7 @@ for _command in (
     moving.copy,
     moving.backup,
     moving.restore,
+    migrating.migrate,
     completing.completion,
 ):
     kvpersist.add_command(_command)

@@ -54,7 +54,7 @@ async def export(store: str, file: str, scope: str, *, as_json: bool) -> None:
             pages = counted(visitor.scan(prefix), "exporting")
             number = await transfer.lines(pages, output.write)
         await _say_aside(visitor)
-    _say_done({"documents": number, "to": file}, as_json=as_json and file != "-")
+    say_done({"documents": number, "to": file}, as_json=as_json and file != "-")
 
 
 @contextmanager
@@ -82,7 +82,8 @@ async def _say_aside(visitor: Visitor) -> None:
         note(f"{aside:,} rows that are set aside in {visitor.shown} stay there")
 
 
-def _say_done(document: dict[str, object], *, as_json: bool) -> None:
+def say_done(document: dict[str, object], *, as_json: bool) -> None:
+    """Say at the end what was done, beside what a pipe may carry."""
     if as_json:
         say_json(document)
     else:
@@ -114,8 +115,8 @@ async def import_(
     existing: Existing = "replace" if replace else "other"
     with _input(file) as lines:
         pages = counted(transfer.rows(lines, file), "importing")
-        number = await _fill(store, pages if as_is else _checked(pages, types), existing)
-    _say_done({"documents": number.rows, "to": _shown(store)}, as_json=as_json)
+        number = await fill(store, pages if as_is else _checked(pages, types), existing)
+    say_done({"documents": number.rows, "to": shown(store)}, as_json=as_json)
 
 
 async def _checked(
@@ -137,9 +138,7 @@ async def _checked(
         )
 
 
-async def _fill(
-    store: str, pages: AsyncIterator[Sequence[StoredRow]], existing: Existing
-) -> Digest:
+async def fill(store: str, pages: AsyncIterator[Sequence[StoredRow]], existing: Existing) -> Digest:
     """Write rows into a store, which is made if there is none; all or none."""
     digest = Digest()
     counted_pages = digest.over(pages)
@@ -163,7 +162,8 @@ async def _fill(
     return digest
 
 
-def _shown(store: str) -> str:
+def shown(store: str) -> str:
+    """Return what may be shown of the name of a store."""
     return visitor_of(store).shown
 
 
@@ -178,7 +178,7 @@ async def copy(store: str, to: str, *, as_json: bool) -> None:
     They are of one moment, also while a bot runs; with their versions and times. TO must be new, or
     have no rows. What was written is read again: numbers and hashes must be the same.
     """
-    _say_done(await copied(store, to, "none"), as_json=as_json)
+    say_done(await copied(store, to, "none"), as_json=as_json)
 
 
 async def copied(store: str, to: str, existing: Existing) -> dict[str, object]:
@@ -188,17 +188,17 @@ async def copied(store: str, to: str, existing: Existing) -> dict[str, object]:
         pages = counted(visitor.scan(""), "copying")
         if not is_url(to) and Path(to).exists():
             raise click.ClickException(f"{to} exists, and is not overwritten; name a new file")
-        wrote = await _fill(to, pages, existing)
+        wrote = await fill(to, pages, existing)
     async with visiting(to) as target, target.snapshot():
         found = Digest()
         async for page in counted(target.scan(""), "comparing"):
             found.add(page)
     if found != wrote:
         raise click.ClickException(
-            f"{_shown(to)} has {found.rows:,} rows with the hash {found.hex}, and {wrote.rows:,} "
+            f"{shown(to)} has {found.rows:,} rows with the hash {found.hex}, and {wrote.rows:,} "
             f"with {wrote.hex} were written: it differs; is a bot running there already?"
         )
-    return {"documents": found.rows, "hash": found.hex, "to": _shown(to)}
+    return {"documents": found.rows, "hash": found.hex, "to": shown(to)}
 
 
 @click.command()
@@ -213,7 +213,7 @@ async def backup(store: str, file: str, *, as_json: bool) -> None:
     is set aside there.
     """
     if is_url(store):
-        _say_done(await copied(store, file, "none"), as_json=as_json)
+        say_done(await copied(store, file, "none"), as_json=as_json)
         return
     async with visiting(store) as visitor:
         assert isinstance(visitor, SqliteVisitor)  # noqa: S101  what a file means
@@ -224,7 +224,7 @@ async def backup(store: str, file: str, *, as_json: bool) -> None:
                 bar.update(task, completed=done, total=total)
 
             await visitor.back_up(file, tell)
-    _say_done({"to": file}, as_json=as_json)
+    say_done({"to": file}, as_json=as_json)
 
 
 @click.command()
@@ -245,12 +245,12 @@ async def restore(store: str, file: str, *, yes: bool, as_json: bool) -> None:
                 f"{source.shown} is no good backup: {faults[0]}; name another"
             )
         if is_url(store):
-            confirm(f"Replace all documents of {_shown(store)}?", yes=yes)
-            wrote = await _fill(store, counted(source.scan(""), "restoring"), "clear")
-            _say_done({"documents": wrote.rows, "to": _shown(store)}, as_json=as_json)
+            confirm(f"Replace all documents of {shown(store)}?", yes=yes)
+            wrote = await fill(store, counted(source.scan(""), "restoring"), "clear")
+            say_done({"documents": wrote.rows, "to": shown(store)}, as_json=as_json)
             return
         if not isinstance(source, SqliteVisitor):
             raise click.UsageError("a SQLite file is restored from a file; else see `copy`")
         confirm(f"Replace {store} by {file}?", yes=yes)
         kept = await restore_file(store, source)
-    _say_done({"to": store, "kept": str(kept) if kept else None}, as_json=as_json)
+    say_done({"to": store, "kept": str(kept) if kept else None}, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -108,6 +108,14 @@ class PostgresVisitor:
                 reason = "asyncpg cannot read the URL, or what it names; see its options"
                 raise OpenError(f"{self.shown}: {reason}") from None
             raise OpenError(f"{self.shown}: {words(error)}") from error
+
+    async def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement about tables of others, in the schema. Raises `ReadError`.
+
+        It must be within `snapshot`.
+        """
+        await self._fetch(f"SET LOCAL search_path = {quoted(self.schema)}")
+        return [tuple(record) for record in await self._fetch(sql)]
 
     async def create_tables(self) -> None:
         """Make the tables where they are missing. Raises as `open`."""
