@@ -7,7 +7,17 @@ from typing import Final
 
 import click
 
-from kvpersist.cli import checking, completing, editing, look, migrating, moving
+from kvpersist.cli import (
+    checking,
+    completing,
+    editing,
+    look,
+    migrating,
+    moving,
+    people,
+    purging,
+    watching,
+)
 
 _WIDTH: Final = 88
 
@@ -40,6 +50,9 @@ for _command in (
     moving.backup,
     moving.restore,
     migrating.migrate,
+    people.person,
+    purging.purge,
+    watching.watch,
     completing.completion,
 ):
     kvpersist.add_command(_command)

@@ -48,7 +48,7 @@ from kvpersist.errors import DecodeError
 from kvpersist.stores.visitor import StoredRow, Visitor
 
 _MOST: Final = 10
-_SCOPES: Final = ("chat", "user", "bot", "callback", "conversation")
+_SCOPES: Final = ("chat", "user", "callback", "conversation")
 _BAR: Final = 40
 
 
@@ -100,9 +100,13 @@ async def ls(
                 say(f"{size(len(row.value)):>8}  {age(row.updated_at):>8}  {row.key}")
 
 
+def prefix_of(scope: str) -> str:
+    """Return what keys begin with that the name of a scope, or a prefix, means."""
+    return f"{scope}/" if scope in _SCOPES else scope
+
+
 async def _rows(visitor: Visitor, scope: str) -> AsyncIterator[StoredRow]:
-    prefix = f"{scope}/" if scope in _SCOPES and scope != keys.BOT else scope
-    async with aclosing(visitor.scan(prefix)) as pages:  # type: ignore[type-var]
+    async with aclosing(visitor.scan(prefix_of(scope))) as pages:  # type: ignore[type-var]
         async for page in pages:
             for row in page:
                 yield row

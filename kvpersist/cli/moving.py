@@ -12,6 +12,7 @@ import click
 
 from kvpersist import transfer
 from kvpersist.cli.judging import Judge
+from kvpersist.cli.look import prefix_of
 from kvpersist.cli.opening import (
     asynchronous,
     codec_of,
@@ -33,7 +34,6 @@ from kvpersist.stores.sqlite_visitor import SqliteVisitor, create
 from kvpersist.stores.visitor import Digest, Existing, StoredRow, Visitor
 
 _MOST: Final = 10
-_SCOPES: Final = ("chat", "user", "callback", "conversation")
 
 
 @click.command("export")
@@ -48,10 +48,9 @@ async def export(store: str, file: str, scope: str, *, as_json: bool) -> None:
     They are of one moment, also while a bot runs. FILE must be new. SCOPE is as for `ls`. The last
     line says how many documents there are.
     """
-    prefix = f"{scope}/" if scope in _SCOPES else scope
     async with visiting(store) as visitor, visitor.snapshot():
         with _output(file) as output:
-            pages = counted(visitor.scan(prefix), "exporting")
+            pages = counted(visitor.scan(prefix_of(scope)), "exporting")
             number = await transfer.lines(pages, output.write)
         await _say_aside(visitor)
     say_done({"documents": number, "to": file}, as_json=as_json and file != "-")
