@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Make, documents, file_of, fill, run, said
+from command import Make, documents, file_of, fill, run, said, schema_of
+from pgbouncer import PgBouncer
 from postgres_server import PostgresServer
 
 from kvpersist.cli import tags
@@ -350,3 +351,16 @@ def test_what_is_no_schema_of_kvpersist_is_said(postgres: PostgresServer) -> Non
     odd = said("ls", f"{postgres.url()}?sslmode=nonsense", code=1)
     assert "asyncpg cannot read the URL" in odd
     assert os.environ.get("PGPASSWORD") is None
+
+
+def test_a_pooler_in_transaction_mode_will_do(
+    pgbouncer: PgBouncer, postgres: PostgresServer
+) -> None:
+    """Each statement is of one transaction, and so of one server."""
+    at = schema_of(postgres, ROWS)
+    name = f"{postgres.url(port=pgbouncer.port)}?schema={at.schema}"
+    assert keys(documents("ls", name)) == sorted(ROWS)
+    run("set", name, "user/1", "name", "Bob", "--text")
+    run("check", name)
+    run("copy", name, f"{name}_copy")
+    assert keys(documents("find", f"{name}_copy", "name", "Bob")) == ["user/1"]

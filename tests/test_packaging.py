@@ -27,8 +27,11 @@ def test_the_installed_wheel_is_tested() -> None:
 
 
 def test_the_wheel_has_the_package_only() -> None:
-    """Neither tests nor examples are installed; the marker that there are types is."""
+    """Neither tests nor examples are installed; the command and the marker of types are."""
     files = [file for file in importlib.metadata.files("kvpersist") or () if file.suffix != ".pyc"]
+    (command,) = (file for file in files if file.parts[0] == "..")
+    assert command.name == "kvpersist"
+    files.remove(command)
     folders = {file.parts[0] for file in files}
     assert folders == {
         "kvpersist",

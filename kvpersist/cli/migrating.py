@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from kvpersist import pickles
+from kvpersist import keys, pickles
 from kvpersist.cli.moving import fill, say_done, shown
 from kvpersist.cli.opening import (
     asynchronous,
@@ -18,7 +19,7 @@ from kvpersist.cli.opening import (
     types_option,
     visiting,
 )
-from kvpersist.cli.output import counted, key_text, note
+from kvpersist.cli.output import counted, note
 from kvpersist.codec import Codec, Named
 from kvpersist.errors import DocumentError, TransferError
 from kvpersist.migration import Data, Rows, data_of
@@ -29,7 +30,11 @@ from kvpersist.telegram_objects import TelegramObjects
 _KINDS: Final = ("store", "pickle", "json", "ptbcontrib", "django")
 _PICKLES: Final = (".pickle", ".pkl")
 _SQLITE: Final = b"SQLite format 3\0"
+_NO_BOT_DATA: Final = (keys.BOT, b"{}")
 _MOST: Final = 20
+_ADVICE: Final = re.compile(r"add \S+ to types=$")
+_NOT_NAMED: Final = "it is of a class that was not named"
+"""For those who have no `types=` to add anything to."""
 
 
 @dataclass
@@ -59,7 +64,7 @@ class _Way:
         if not faults:
             return
         for fault in faults[:_MOST]:
-            note(f"cannot be moved: {fault}")
+            note(f"cannot be moved: {_ADVICE.sub(_NOT_NAMED, str(fault))}")
         more = f" (and {len(faults) - _MOST:,} more)" if len(faults) > _MOST else ""
         names = " ".join(f"--types {_module(module)}:{name}" for module, name in sorted(unknown))
         advice = f"name the bot's own classes: {names}" if names else "mend it there"
@@ -159,7 +164,9 @@ async def _to_pickle(way: _Way, *, single_file: bool) -> dict[str, object]:
         )
     faults: list[DocumentError] = []
     async with visiting(way.store) as visitor, visitor.snapshot():
-        data = await data_of(counted(visitor.scan(""), "reading"), way.codec, faults)
+        all_rows = Digest()
+        pages = all_rows.over(counted(visitor.scan(""), "reading"))
+        data = await data_of(pages, way.codec, faults)
     way.refuse(faults, set())
     wanted = await _texts(way, data)
     if not wanted:
@@ -172,14 +179,14 @@ async def _to_pickle(way: _Way, *, single_file: bool) -> dict[str, object]:
 
     files = await pickles.write(Path(way.to), data, way.bot, check, single_file=single_file)
     names = ", ".join(map(str, files))
-    return {"documents": len(wanted), "left": len(faults), "to": names}
+    return {"documents": all_rows.rows - len(faults), "left": len(faults), "to": names}
 
 
 async def _texts(way: _Way, data: Data) -> dict[str, bytes]:
     rows = way.rows(data)
-    found: dict[str, Any] = {}
+    found: dict[str, bytes] = {}
     async for page in rows.pages():
-        # PTB writes {} where there is no bot_data.
-        found.update((key_text(row), row.value) for row in page if row.value != b"{}")
+        # PTB writes {} where there is no bot_data, or nothing.
+        found.update({row.key: row.value for row in page if (row.key, row.value) != _NO_BOT_DATA})
     way.refuse(rows.faults, set())
     return found

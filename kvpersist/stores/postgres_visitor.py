@@ -83,7 +83,7 @@ class PostgresVisitor:
         """Connect. The tables must be there."""
         await self.connect()
         try:
-            async with self._reading():
+            async with self._reading(), self._open.transaction(readonly=True):
                 if not await has_tables(self._open, self.schema):
                     raise OpenError(
                         f"{self.shown}: the schema {self.schema!r} has no tables of kvpersist's; "
@@ -278,11 +278,11 @@ def split_schema(url: str) -> tuple[str, str]:
     """Return a URL without the option ``schema``, and what that says."""
     parts = urlsplit(url)
     options = parse_qsl(parts.query, keep_blank_values=True)
-    schema = dict(options).get("schema", "public")
+    schemas = [value for name, value in options if name == "schema"]
+    if not schemas:
+        return url, "public"
     query = urlencode([(name, value) for name, value in options if name != "schema"])
-    return (
-        url if "schema" not in dict(options) else urlunsplit(parts._replace(query=query))
-    ), schema
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, query, "")), schemas[-1]
 
 
 def _row(record: asyncpg.Record) -> StoredRow:
