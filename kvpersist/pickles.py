@@ -121,13 +121,15 @@ class Unpickler(pickle.Unpickler):
         self._bot = bot
         self.unknown: dict[tuple[str, str], type[Unknown]] = {}
         kinds = [each.type if isinstance(each, Named) else each for each in listed]
-        self._listed = {(kind.__module__, kind.__qualname__): kind for kind in kinds}
+        self._listed = {_name(kind): kind for kind in kinds}
         # What was a script when it wrote the file is a module when it is imported.
         self._of_script = {kind.__qualname__: kind for kind in kinds}
         self._found: dict[tuple[str, str], Any] = {
-            **{(kind.__module__, kind.__qualname__): kind for kind in _REAL},
+            **{_name(kind): kind for kind in _REAL},
+            **{_name(kind): _caller(kind) for kind in _CALLED},
+            # Where Python 3.13 has them, and where the others look for them.
+            **{("pathlib._local", kind.__name__): _caller(kind) for kind in _CALLED},
             **{("pathlib", kind.__name__): _caller(kind) for kind in _CALLED},
-            **{(kind.__module__, kind.__qualname__): _caller(kind) for kind in _CALLED},
             ("builtins", "xrange"): range,
             ("builtins", "getattr"): self._getattr,
             ("_codecs", "encode"): _encode,
@@ -136,10 +138,9 @@ class Unpickler(pickle.Unpickler):
             _RECONSTRUCT: _reconstruct,
         }
         for kind, _ in TelegramObjects(lambda: None).forms():
-            if issubclass(kind, TelegramObject):
-                self._found[kind.__module__, kind.__qualname__] = _TelegramClass(kind)
-            elif not issubclass(kind, Bot):
-                self._found[kind.__module__, kind.__qualname__] = kind
+            is_object = issubclass(kind, TelegramObject)
+            self._found[_name(kind)] = _TelegramClass(kind) if is_object else kind
+        del self._found[_name(Bot)]  # which connects
 
     def find_class(self, module: str, name: str, /) -> Any:
         """Return what a pickle gets for a name of a class or function."""
@@ -152,10 +153,8 @@ class Unpickler(pickle.Unpickler):
             return _TelegramClass(listed) if is_ptbs else listed
         if (found := self._found.get((module, name))) is not None:
             return found
-        if (module, name) not in self.unknown:
-            self.unknown[module, name] = type(
-                name.rpartition(".")[2], (Unknown,), {"__module__": module, "__qualname__": name}
-            )
+        unknown = {"__module__": module, "__qualname__": name}
+        self.unknown[module, name] = type(name.rpartition(".")[2], (Unknown,), unknown)
         return self.unknown[module, name]
 
     def persistent_load(self, pid: Any, /) -> Bot | None:
@@ -179,6 +178,10 @@ class Unpickler(pickle.Unpickler):
     def _rebuild(self, kind: Any, attributes: Any) -> Any:
         """Make a struct of msgspec's, which pickles name this function for."""
         return kind(**attributes) if kind in self._listed.values() else Unknown()
+
+
+def _name(kind: type) -> tuple[str, str]:
+    return kind.__module__, kind.__qualname__
 
 
 def _caller(kind: Callable[..., Any]) -> Callable[..., Any]:

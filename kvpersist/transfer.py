@@ -31,7 +31,7 @@ def line(row: StoredRow) -> bytes:
         TransferError: Its key or its text is no UTF-8, so that no line can hold it.
     """
     try:
-        document = {"key": row.key, **_text(row), "version": row.version}
+        document = {"key": row.key, **value_of(row.value), "version": row.version}
         return orjson.dumps({**document, "updated_at": row.updated_at}) + b"\n"
     except (orjson.JSONEncodeError, UnicodeDecodeError) as error:
         shown = row.key.encode(errors="backslashreplace").decode()
@@ -40,13 +40,17 @@ def line(row: StoredRow) -> bytes:
         ) from error
 
 
-def _text(row: StoredRow) -> dict[str, Any]:
+def value_of(text: bytes) -> dict[str, Any]:
+    """Return the member of a line that says all of a row's text: its value, or itself.
+
+    Raises:
+        UnicodeDecodeError: It is no UTF-8.
+    """
     try:
-        if orjson.dumps(orjson.loads(row.value)) == row.value:
-            return {"value": orjson.Fragment(row.value)}
+        is_all = orjson.dumps(orjson.loads(text)) == text
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        pass
-    return {"text": row.value.decode()}
+        is_all = False
+    return {"value": orjson.Fragment(text)} if is_all else {"text": text.decode()}
 
 
 def last_line(number: int) -> bytes:

@@ -19,7 +19,8 @@ from kvpersist import UnavailableError
 from kvpersist.cli import opening
 
 ROWS = {
-    "chat/1": '{"cart":[{"item":"tea","price":3}],"page":{"$tuple":["a",3]},"n":{"$dict":[[1,2]]}}',
+    "chat/1": '{"cart":[{"item":"tea","price":3}],"page":{"$tuple":["a",3]},'
+    '"n":{"$dict":[[1,2]]},"o":{"$:Order":{"items":[]}}}',
     "chat/2": '{"a":1}',
     "conversation/order/[1,1]": '"PHOTO"',
     "conversation/order/[2,1]": '"CITY"',
@@ -41,6 +42,7 @@ def value(at: Place, key: str) -> Any:
         ("page[2]", "null", {"page": {"$tuple": ["a", 3, None]}}),
         ("n[1]", '"x"', {"n": {"$dict": [[1, "x"]]}}),
         ("more", "true", {"more": True}),
+        ("o.more", "1", {"o": {"$:Order": {"items": [], "more": 1}}}),
         ("page", '{"$date":"2026-01-02"}', {"page": {"$date": "2026-01-02"}}),
     ],
 )

@@ -161,6 +161,9 @@ def test_a_row_that_is_no_json_is_shown_as_it_is(tmp_path: Path) -> None:
     at.write("chat/1", "{\x1b[31m\u202e")
     assert "{\\x1b[31m\\u202e" in said("show", at.name, "chat/1")
     assert documents("show", at.name, "chat/1")[0]["text"] == "{\x1b[31m\u202e"
+    at.write("chat/1", '{ "a": 1 }')
+    assert documents("show", at.name, "chat/1")[0]["text"] == '{ "a": 1 }'
+    at.write("chat/1", "{\x1b[31m\u202e")
     assert "cannot be read" in said("find", at.name, "a", code=1)
 
 
@@ -241,6 +244,7 @@ def test_what_is_no_path_is_said(path: str, tmp_path: Path) -> None:
         ({"$defaultdict": ["int", {"a": 1}]}, "a", 1),
         ({"$defaultdict": ["int", [[1, 2]]]}, "[1]", 2),
         ({"$dict": [["a", 1], [5, 6], "odd"]}, "[5]", 6),
+        ({"$dict": [["a", 1], [5, 6], "odd"]}, "[7]", None),
         ({"$:Cart": {"$base": {"tea": 2}, "n": 1}}, "tea", 2),
         ({"$:Cart": {"$base": {"tea": 2}, "n": 1}}, "n", 1),
         ({"$deque": {"items": [7], "maxlen": 1}}, "[0]", 7),

@@ -22,15 +22,18 @@ from uuid import UUID
 
 import pytest
 from codec_samples import TYPES, VALUES, register_money, same
-from command import File, documents, file_of, run, said
+from command import File, documents, file_of, run, said, schema_of
 from hypothesis import Phase, given, settings
+from postgres_server import PostgresServer
 from storages import IDS
 from telegram import Chat, InputFile, Message
 from telegram.constants import ChatAction
 from telegram.ext import ExtBot, PicklePersistence
 
 from kvpersist import Codec, KVPersistence, TransferError, pickles
+from kvpersist.cli import migrating
 from kvpersist.migration import Data, Rows, data_of
+from kvpersist.stores.visitor import Digest
 from kvpersist.telegram_objects import TelegramObjects
 
 
@@ -232,6 +235,75 @@ def test_documents_of_a_class_must_be_named(tmp_path: Path) -> None:
     assert f"user/1: a document of the class {__name__}.Cart; name it" in refused
     run("migrate", source, tmp_path / "bot.db", *NAMED)
     assert [row[:2] for row in File(tmp_path).all_columns()] == [("user/1", '{"tea":2}')]
+
+
+def test_many_documents_are_moved(tmp_path: Path) -> None:
+    """In pages, and from a URL of a store back."""
+    data = {"user_data": {n: {"n": n} for n in range(1200)}}
+    source = write(tmp_path / "old.pickle", data)
+    assert documents("migrate", source, tmp_path / "bot.db")[0]["documents"] == 1200
+
+
+def test_a_store_in_postgres_is_moved_to_pickle(postgres: PostgresServer, tmp_path: Path) -> None:
+    """As a file is."""
+    at = schema_of(postgres, {"chat/1": '{"a":1}'})
+    run("migrate", at.name, tmp_path / "new.pickle")
+    with (tmp_path / "new.pickle").open("rb") as file:
+        assert pickle.load(file)["chat_data"] == {1: {"a": 1}}
+
+
+@dataclass
+class Drifting:
+    """Changes whenever it is read."""
+
+    n: int = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Count."""
+        self.n = state["n"] + 1
+
+
+def test_what_does_not_come_back_as_it_is_is_not_moved(tmp_path: Path) -> None:
+    """Whatever its class does."""
+    source = write(tmp_path / "old.pickle", {"chat_data": {1: {"d": Drifting()}}})
+    types = ["--types", f"{__name__}:Drifting"]
+    refused = said("migrate", source, tmp_path / "bot.db", *types, code=1)
+    assert "chat/1: it would not come back as it is" in refused
+
+
+def test_members_of_enums_are_read_by_name() -> None:
+    """As some are pickled."""
+    text = pickle.dumps(Looks(Color, "RED"))
+    assert pickles.Unpickler(io.BytesIO(text), [Color], BOT).load() is Color.RED
+
+
+def test_a_store_that_changes_meanwhile_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compared once more when it has its name."""
+    source = write(tmp_path / "old.pickle", {"chat_data": {1: {}}})
+    monkeypatch.setattr(migrating, "Digest", Wrong)
+    assert "has other rows" in said("migrate", source, tmp_path / "bot.db", code=1)
+
+
+class Wrong(Digest):
+    """Counts nothing."""
+
+    def add(self, rows: object) -> None:
+        """Do not."""
+
+
+def test_a_file_that_cannot_be_opened_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system says it."""
+    source = write(tmp_path / "old.pickle", {"chat_data": {1: {}}})
+
+    def fail(*_: object) -> None:
+        raise PermissionError("no permission")
+
+    monkeypatch.setattr(pickles, "Unpickler", fail)
+    assert "no permission" in said("migrate", source, tmp_path / "bot.db", code=1)
 
 
 def test_a_class_of_a_script_is_found(tmp_path: Path) -> None:

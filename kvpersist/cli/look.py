@@ -137,10 +137,10 @@ async def show(
                     say_json(columns(row))
                 else:
                     _show(row, types)
-        if missing:
-            raise click.ClickException(
-                f"{visitor.shown} has no row {', '.join(missing)}; `kvpersist ls` lists all"
-            )
+    if missing:
+        raise click.ClickException(
+            f"{visitor.shown} has no row {', '.join(missing)}; `kvpersist ls` lists all"
+        )
 
 
 async def rows_of(visitor: Visitor, key: str) -> AsyncIterator[StoredRow]:

@@ -151,8 +151,7 @@ async def fill(store: str, pages: AsyncIterator[Sequence[StoredRow]], existing: 
 
         visitor = visitor_of(store)
         assert isinstance(visitor, PostgresVisitor)  # noqa: S101  what its URL means
-        await visitor.connect()
-        await visitor.create_tables()
+        await visitor.open_or_create()
     try:
         async with aclosing(counted_pages):  # type: ignore[type-var]
             await visitor.fill(counted_pages, existing)

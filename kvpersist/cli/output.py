@@ -14,6 +14,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kvpersist import transfer
 from kvpersist.stores.visitor import StoredRow
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
@@ -25,13 +26,9 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u
 
 def size(number: int) -> str:
     """Return a number of bytes as people say it."""
-    amount = float(number)
-    for unit in _UNITS:
-        if amount < _THOUSAND or unit == _UNITS[-1]:
-            break
-        amount /= _THOUSAND
-    digits = 1 if unit != "B" and amount < _TEN else 0
-    return f"{amount:.{digits}f} {unit}"
+    power = min((len(str(number)) - 1) // 3, len(_UNITS) - 1)
+    amount = number / _THOUSAND**power
+    return f"{amount:.{1 if power and amount < _TEN else 0}f} {_UNITS[power]}"
 
 
 def age(milliseconds: int) -> str:
@@ -95,12 +92,9 @@ def key_text(row: StoredRow) -> str:
 def value_of(text: bytes) -> dict[str, Any]:
     """Return a row's text as a member of a line: its value if that says all, or the text."""
     try:
-        value = orjson.loads(text)
-        if orjson.dumps(value) == text:
-            return {"value": orjson.Fragment(text)}
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        pass
-    return {"text": text.decode(errors="backslashreplace")}
+        return transfer.value_of(text)
+    except UnicodeDecodeError:
+        return {"text": text.decode(errors="backslashreplace")}
 
 
 async def counted(

@@ -65,7 +65,7 @@ def container(value: Any) -> dict[str, Any] | list[Any] | None:
         is_escaped = type(value) is dict and len(value) == 1 and next(iter(value)).startswith("$$")
         return value if type(value) in {dict, list} and not is_escaped else None
     tag, payload = found
-    if type(payload) is dict and not {"$base", "items", "$state"} & payload.keys():
+    if type(payload) is dict and tag != "$deque" and not {"$base", "$state"} & payload.keys():
         return payload
     return payload if tag in _SEQUENCES and type(payload) is list else None
 

@@ -84,14 +84,16 @@ class PostgresVisitor:
         await self.connect()
         try:
             async with self._reading(), self._open.transaction(readonly=True):
-                if not await has_tables(self._open, self.schema):
-                    raise OpenError(
-                        f"{self.shown}: the schema {self.schema!r} has no tables of kvpersist's; "
-                        "see its name: …?schema=NAME"
-                    )
+                is_there = await has_tables(self._open, self.schema)
         except (OpenError, ReadError) as error:
             await self.close()
-            raise OpenError(str(error)) from error
+            raise OpenError(f"{error}") from error
+        if not is_there:
+            await self.close()
+            raise OpenError(
+                f"{self.shown}: the schema {self.schema!r} has no tables of kvpersist's; see its "
+                "name: …?schema=NAME"
+            )
 
     async def connect(self) -> None:
         """Connect, whether there are tables or not.
@@ -117,11 +119,13 @@ class PostgresVisitor:
         await self._fetch(f"SET LOCAL search_path = {quoted(self.schema)}")
         return [tuple(record) for record in await self._fetch(sql)]
 
-    async def create_tables(self) -> None:
-        """Make the tables where they are missing. Raises as `open`."""
+    async def open_or_create(self) -> None:
+        """Connect, and make the tables where they are missing. Raises as `open`."""
+        await self.connect()
         try:
             await prepare(self._open, self.schema)
-        except FAILURES as error:
+        except (*FAILURES, OpenError) as error:
+            await self.close()
             raise OpenError(f"{self.shown}: {words(error)}") from error
 
     async def close(self) -> None:
