@@ -165,6 +165,9 @@ def test_a_row_that_is_no_json_is_shown_as_it_is(tmp_path: Path) -> None:
     assert documents("show", at.name, "chat/1")[0]["text"] == '{ "a": 1 }'
     at.write("chat/1", "{\x1b[31m\u202e")
     assert "cannot be read" in said("find", at.name, "a", code=1)
+    with closing(sqlite3.connect(at.path)) as other, other:
+        other.execute("UPDATE documents SET value = CAST(x'ff' AS TEXT)")
+    assert documents("show", at.name, "chat/1")[0]["text"] == "\\xff"
 
 
 def test_a_key_that_is_no_text_is_shown(tmp_path: Path) -> None:

@@ -55,14 +55,23 @@ class Judge:
         return Verdict("", frozenset(classes))
 
     def _decoded(self, text: bytes, classes: set[str]) -> Any:
-        self._codec.check(text)
-        stored = orjson.loads(text)
+        stored = self._stored(text)
         parts: list[tuple[str, Any]] = []
         document = self._codec.decode(orjson.dumps(self._without(stored, classes, parts)))
         for name, part in parts:  # which may find more of them
             self._look_into(name, part, classes, parts)
         found = tagged(stored)
         return {} if found is not None and self._is_unknown(found[0]) else document
+
+    def _stored(self, text: bytes) -> Any:
+        try:
+            stored = orjson.loads(text)
+            is_exact = orjson.dumps(stored) == text
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            is_exact = False
+        if not is_exact:  # it may hold what orjson reads without a word, but not exactly
+            self._codec.check(text)
+        return stored
 
     def _look_into(
         self, name: str, part: Any, classes: set[str], parts: list[tuple[str, Any]]

@@ -30,7 +30,7 @@ from kvpersist.telegram_objects import TelegramObjects
 _KINDS: Final = ("store", "pickle", "json", "ptbcontrib", "django")
 _PICKLES: Final = (".pickle", ".pkl")
 _SQLITE: Final = b"SQLite format 3\0"
-_NO_BOT_DATA: Final = (keys.BOT, b"{}")
+_NO_BOT_DATA: Final = StoredRow(keys.BOT, b"{}", 1, 0)
 _MOST: Final = 20
 _ADVICE: Final = re.compile(r"add \S+ to types=$")
 _NOT_NAMED: Final = "it is of a class that was not named"
@@ -168,13 +168,13 @@ async def _to_pickle(way: _Way, *, single_file: bool) -> dict[str, object]:
         pages = all_rows.over(counted(visitor.scan(""), "reading"))
         data = await data_of(pages, way.codec, faults)
     way.refuse(faults, set())
-    wanted = await _texts(way, data)
-    if not wanted:
+    wanted = await _digest(way, data)
+    if not wanted.rows:
         raise click.ClickException(f"{shown(way.store)} has no rows; there is nothing to move")
 
     async def check(path: Path) -> None:
         again, _ = pickles.read(path, way.types, way.bot)
-        if await _texts(way, again) != wanted:
+        if await _digest(way, again) != wanted:
             raise TransferError(f"{path} was not written: what was read again differs")
 
     files = await pickles.write(Path(way.to), data, way.bot, check, single_file=single_file)
@@ -182,11 +182,12 @@ async def _to_pickle(way: _Way, *, single_file: bool) -> dict[str, object]:
     return {"documents": all_rows.rows - len(faults), "left": len(faults), "to": names}
 
 
-async def _texts(way: _Way, data: Data) -> dict[str, bytes]:
+async def _digest(way: _Way, data: Data) -> Digest:
     rows = way.rows(data)
-    found: dict[str, bytes] = {}
+    found = Digest()
     async for page in rows.pages():
         # PTB writes {} where there is no bot_data, or nothing.
-        found.update({row.key: row.value for row in page if (row.key, row.value) != _NO_BOT_DATA})
+        some = [StoredRow(row.key, row.value, 1, 0) for row in page]
+        found.add([row for row in some if row != _NO_BOT_DATA])
     way.refuse(rows.faults, set())
     return found

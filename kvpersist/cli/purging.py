@@ -64,8 +64,12 @@ async def purge(
                 if kind:
                     found[row.key] = row
                     counts[kind] += 1
-        if not dry_run:
-            found = await _remove(visitor, found, counts, yes=yes)
+        if found and not dry_run:
+            kinds_found = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
+            confirm(f"Remove {kinds_found} rows of {visitor.shown}?", yes=yes)
+        removed = {} if dry_run else await _remove(visitor, found)
+    if not dry_run:
+        found = removed
     for row in found.values():
         if as_json:
             say_json({"key": key_text(row), "removed": not dry_run})
@@ -90,13 +94,8 @@ def _kinds(
     return kinds
 
 
-async def _remove(
-    visitor: Visitor, found: dict[str, StoredRow], counts: Counter[str], *, yes: bool
-) -> dict[str, StoredRow]:
+async def _remove(visitor: Visitor, found: dict[str, StoredRow]) -> dict[str, StoredRow]:
     """Remove rows in one transaction, but for those that have changed; return which."""
-    if found:
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
-        confirm(f"Remove {kinds} rows of {visitor.shown}?", yes=yes)
     now = await visitor.read([*found])
     same = {key: row for key, row in found.items() if now.get(key) == row}
     await apply(visitor, {key: Change(row, None) for key, row in same.items()})
