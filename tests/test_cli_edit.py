@@ -97,6 +97,20 @@ def test_what_cannot_be_set_is_refused(
     assert at.all_columns() == before
 
 
+def test_a_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    """As a shell may give it."""
+    at = file_of(tmp_path, ROWS)
+    refused = said("set", at.name, "chat/2", "a", "\udcff", "--text", code=1)
+    assert "JSON has no words for it" in refused
+
+
+def test_nothing_is_left_beside_a_file_that_was_changed(tmp_path: Path) -> None:
+    """While no bot has it: all is in the file."""
+    at = file_of(tmp_path, ROWS)
+    run("set", at.name, "chat/2", "a", "2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bot.db", "bot.db-lock"]
+
+
 def test_a_row_that_cannot_be_read_is_not_set(tmp_path: Path) -> None:
     """The editor is for that."""
     at = file_of(tmp_path, {"chat/1": '{"a":1,"a":2}'})

@@ -40,7 +40,7 @@ def keys_of(at: Place) -> set[str]:
 
 def set_aside(at: Place) -> None:
     """Set rows aside as a bot would: one of theirs, one of another's."""
-    rows = "VALUES ('chat/512', '{\"bad\":1}', 1, 1, 'bad', 1), ('chat/5', '{}', 1, 1, 'bad', 1)"
+    rows = "VALUES ('chat/512', '{\"bad\":1}', 1, 1, 'bad', 1), ('chat/5', '[512]', 1, 1, 'bad', 1)"
     if isinstance(at, File):
         with closing(sqlite3.connect(at.path)) as other, other:
             other.execute(f"INSERT INTO set_aside {rows}")
@@ -55,9 +55,10 @@ def test_all_of_a_person_is_found(place: Make) -> None:
     (found,) = documents("person", at.name, 512, code=1)
     assert {row["key"] for row in found["rows"]} == {*THEIRS}
     assert [row["key"] for row in found["set_aside"]] == ["chat/512"]
-    assert {(each["key"], each["path"]) for each in found["elsewhere"]} == PLACES
+    places = {(each["key"], each["path"]) for each in found["elsewhere"]}
+    assert places == {*PLACES, ("chat/5 (set aside)", "[0]")}
     shown = said("person", at.name, 512, code=1)
-    assert "5 rows found, the id is in 4 other places" in shown
+    assert "5 rows found, the id is in 5 other places" in shown
     assert keys_of(at) == {*THEIRS, *OTHERS}
 
 
@@ -81,7 +82,7 @@ def test_all_of_a_person_is_erased(place: Make) -> None:
     shown = said("person", at.name, 512, "--erase", "--yes", code=1)
     assert "erased: conversation/order/[-100,512]" in shown
     assert "erased: chat/512, 9 B, which was set aside" in shown
-    assert "5 rows erased, the id is in 4 other places" in shown
+    assert "5 rows erased, the id is in 5 other places" in shown
     assert keys_of(at) == {*OTHERS}
     (found,) = documents("person", at.name, 512, code=1)
     assert (found["rows"], found["set_aside"]) == ([], [])

@@ -26,9 +26,9 @@ from kvpersist.codec import Named
 @json_option
 @asynchronous
 async def check(store: str, types: tuple[type | Named, ...], *, as_json: bool) -> None:
-    """Check the file or schema, its version, and that every row can be read.
+    """Check that a bot can read all of a store.
 
-    Objects of classes that --types does not name are taken as they are stored, and counted. Exit
+    That is the file or schema, its version, and every row. Objects of classes that --types does not name are taken as they are stored, and counted. Exit
     code 1: something is wrong; each finding is a line.
     """
     judge = Judge(codec_of(types))

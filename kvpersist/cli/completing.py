@@ -39,7 +39,7 @@ async def _keys(store: str, begun: str) -> list[str]:
 @click.command()
 @click.argument("shell", type=click.Choice(_SHELLS))
 def completion(shell: str) -> None:
-    """Print the script that has a shell complete commands, scopes and keys.
+    """Print the script for completion in a shell.
 
     For bash: eval "$(kvpersist completion bash)" in ~/.bashrc.
     """

@@ -77,13 +77,22 @@ async def set_(
             )
         before = {} if row is None else _loaded(row)
         was = next((item for _, item in paths.find(before, steps)), None)
-        document = orjson.dumps(paths.put(before, steps, put))
+        document = _written(paths.put(before, steps, put))
         _check(key, document, types)
         await apply(visitor, {key: Change(row, document)})
     if as_json:
         say_json({"key": key, "path": paths.shown(steps), "before": was, "value": put})
     else:
         say(f"{key} {paths.shown(steps)}: {readable(was)} → {readable(put)}")
+
+
+def _written(document: Any) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError as error:
+        raise click.ClickException(
+            f"JSON has no words for it: {error}; nothing was changed"
+        ) from error
 
 
 def _json(value: str) -> Any:

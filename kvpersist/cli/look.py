@@ -221,7 +221,10 @@ class _Statistics:
 @json_option
 @asynchronous
 async def stats(store: str, *, as_json: bool) -> None:
-    """Count rows and bytes by scope; name the biggest, the oldest and the newest."""
+    """Count rows and bytes, by scope and size.
+
+    The biggest rows, the oldest and the newest are named.
+    """
     found = _Statistics()
     async with visiting(store) as visitor, visitor.snapshot():
         async for page in counted(visitor.scan(""), "counting"):
@@ -268,7 +271,7 @@ def _say_statistics(document: dict[str, Any]) -> None:
 async def find(
     *, store: str, path: str, value: str | None, scope: str, limit: int | None, as_json: bool
 ) -> None:
-    """Find places in documents by their path, and by their value if there is one.
+    """Find places in documents by path and value.
 
     PATH is as in errors, ["cart"][2]["price"], or shorter: cart[2].price. A * stands for any key,
     index or attribute. VALUE is JSON, or a text. Tags are no steps: a tuple has items, an object

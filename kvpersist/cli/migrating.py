@@ -101,7 +101,9 @@ async def migrate(
     types: tuple[type | Named, ...],
     as_json: bool,
 ) -> None:
-    """Move all of a bot's data from another persistence into a new store, or to Pickle.
+    """Move from another persistence, or to Pickle.
+
+    All of a bot's data are moved into a new store TO.
 
     FROM is a file of PicklePersistence, or the beginning of its five; a JSON file of
     DictPersistence's strings; a database with ptbcontrib's table (--from ptbcontrib) or Django's

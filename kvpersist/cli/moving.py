@@ -43,10 +43,10 @@ _MOST: Final = 10
 @json_option
 @asynchronous
 async def export(store: str, file: str, scope: str, *, as_json: bool) -> None:
-    """Write documents to FILE, or - for standard output, as JSON Lines: one document a line.
+    """Write documents as JSON Lines, one a line.
 
-    They are of one moment, also while a bot runs. FILE must be new. SCOPE is as for `ls`. The last
-    line says how many documents there are.
+    To FILE, which must be new, or - for standard output. They are of one moment, also while a bot
+    runs. SCOPE is as for `ls`. The last line says how many documents there are.
     """
     async with visiting(store) as visitor, visitor.snapshot():
         with _output(file) as output:
@@ -106,9 +106,9 @@ async def import_(
     types: tuple[type | Named, ...],
     as_json: bool,
 ) -> None:
-    """Take the documents of FILE, or - for standard input, that `export` has written.
+    """Take documents that `export` has written.
 
-    All or none: in one transaction, while no bot runs. A STORE that does not exist is made. Each
+    From FILE, or - for standard input. All or none: in one transaction, while no bot runs. A STORE that does not exist is made. Each
     row is looked at as by `check`.
     """
     existing: Existing = "replace" if replace else "other"
@@ -171,9 +171,9 @@ def shown(store: str) -> str:
 @json_option
 @asynchronous
 async def copy(store: str, to: str, *, as_json: bool) -> None:
-    """Copy all rows of STORE into a new store TO: SQLite to PostgreSQL, back, or the same.
+    """Copy all rows into a new store.
 
-    They are of one moment, also while a bot runs; with their versions and times. TO must be new, or
+    From SQLite to PostgreSQL, back, or to the same. They are of one moment, also while a bot runs; with their versions and times. TO must be new, or
     have no rows. What was written is read again: numbers and hashes must be the same.
     """
     say_done(await copied(store, to, "none"), as_json=as_json)
@@ -205,10 +205,10 @@ async def copied(store: str, to: str, existing: Existing) -> dict[str, object]:
 @json_option
 @asynchronous
 async def backup(store: str, file: str, *, as_json: bool) -> None:
-    """Make a whole copy of one moment, FILE, which must be new, while a bot runs.
+    """Make a whole copy, while a bot runs.
 
-    It is a SQLite file that a bot can open. Of a PostgreSQL database it has the documents, not what
-    is set aside there.
+    FILE, which must be new, is of one moment, and a SQLite file that a bot can open. Of a
+    PostgreSQL database it has the documents, not what is set aside there.
     """
     if is_url(store):
         say_done(await copied(store, file, "none"), as_json=as_json)
@@ -232,9 +232,9 @@ async def backup(store: str, file: str, *, as_json: bool) -> None:
 @json_option
 @asynchronous
 async def restore(store: str, file: str, *, yes: bool, as_json: bool) -> None:
-    """Have STORE be what FILE, which `backup` has made, holds. No bot may run.
+    """Put a backup in the place of a store.
 
-    What a SQLite file held before is kept beside it, under a name that is told. Of a PostgreSQL
+    FILE is what `backup` has made. No bot may run. What a SQLite file held before is kept beside it, under a name that is told. Of a PostgreSQL
     database all documents are replaced, in one transaction: make a backup of it first.
     """
     async with visiting(file) as source:

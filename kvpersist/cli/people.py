@@ -63,13 +63,25 @@ class _Person:
         """Note what a row has of the person."""
         if self.is_theirs(row.key):
             self.rows[row.key] = row
-        elif str(self.person).encode() in row.value:
-            try:
-                document = orjson.loads(row.value)
-            except orjson.JSONDecodeError:
-                self.elsewhere.append((key_text(row), "it cannot be read"))
-                return
-            self.elsewhere += [(key_text(row), path) for path in self._places(document, ())]
+        else:
+            self._look_elsewhere(key_text(row), row.value)
+
+    def look_aside(self, row: StoredRow) -> None:
+        """Note what a row that was set aside has of the person."""
+        if self.is_theirs(row.key):
+            self.aside.append(row)
+        else:
+            self._look_elsewhere(f"{key_text(row)} (set aside)", row.value)
+
+    def _look_elsewhere(self, key: str, text: bytes) -> None:
+        if str(self.person).encode() not in text:
+            return
+        try:
+            document = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            self.elsewhere.append((key, "it cannot be read"))
+        else:
+            self.elsewhere += [(key, path) for path in self._places(document, ())]
 
     def _places(self, value: Any, path: tuple[Any, ...]) -> Iterator[str]:
         """Yield where the id is, as a number or in a text, also in a key; tags count as steps."""
@@ -110,9 +122,9 @@ class _Person:
 async def person(
     *, store: str, person: int, file: str | None, erase: bool, yes: bool, as_json: bool
 ) -> None:
-    """Find everything stored of the person with this id; export it, or erase it.
+    """Find, export or erase what is stored of a person.
 
-    That is: the rows of the private chat and of the user, conversations in whose key the id is, and
+    PERSON is an id. What is theirs: the rows of the private chat and of the user, conversations in whose key the id is, and
     such rows that were set aside. Where else the id occurs, in the rows of others, is told, and
     left: exit code 1. While a bot runs, conversations cannot be erased.
     """
@@ -122,7 +134,8 @@ async def person(
             async for page in counted(visitor.scan(""), "looking"):
                 for row in page:
                     found.look(row)
-            found.aside = [row for row in await visitor.aside() if found.is_theirs(row.key)]
+            for row in await visitor.aside():
+                found.look_aside(row)
         if file is not None:
             with new_file(Path(file)) as temporary:
                 temporary.write_bytes(

@@ -47,9 +47,9 @@ async def purge(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove rows that are of no use any more, of the kinds that are named.
+    """Remove rows that are of no use any more.
 
-    Rows that change meanwhile stay. Of chats and users also while a bot runs; of conversations
+    Of which kind must be said. Rows that change meanwhile stay. Of chats and users also while a bot runs; of conversations
     while none does.
     """
     kinds = _kinds(ended=ended, empty=empty, untouched=untouched)
