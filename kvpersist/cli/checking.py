@@ -28,8 +28,9 @@ from kvpersist.codec import Named
 async def check(store: str, types: tuple[type | Named, ...], *, as_json: bool) -> None:
     """Check that a bot can read all of a store.
 
-    That is the file or schema, its version, and every row. Objects of classes that --types does not name are taken as they are stored, and counted. Exit
-    code 1: something is wrong; each finding is a line.
+    That is the file or schema, its version, and every row. Objects of classes that --types does not
+    name are taken as they are stored, and counted. Exit code 1: something is wrong; each finding is
+    a line.
     """
     judge = Judge(codec_of(types))
     classes: Counter[str] = Counter()

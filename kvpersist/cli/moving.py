@@ -108,8 +108,8 @@ async def import_(
 ) -> None:
     """Take documents that `export` has written.
 
-    From FILE, or - for standard input. All or none: in one transaction, while no bot runs. A STORE that does not exist is made. Each
-    row is looked at as by `check`.
+    From FILE, or - for standard input. All or none: in one transaction, while no bot runs. A STORE
+    that does not exist is made. Each row is looked at as by `check`.
     """
     existing: Existing = "replace" if replace else "other"
     with _input(file) as lines:
@@ -173,8 +173,9 @@ def shown(store: str) -> str:
 async def copy(store: str, to: str, *, as_json: bool) -> None:
     """Copy all rows into a new store.
 
-    From SQLite to PostgreSQL, back, or to the same. They are of one moment, also while a bot runs; with their versions and times. TO must be new, or
-    have no rows. What was written is read again: numbers and hashes must be the same.
+    From SQLite to PostgreSQL, back, or to the same. They are of one moment, also while a bot runs;
+    with their versions and times. TO must be new, or have no rows. What was written is read again:
+    numbers and hashes must be the same.
     """
     say_done(await copied(store, to, "none"), as_json=as_json)
 
@@ -234,8 +235,9 @@ async def backup(store: str, file: str, *, as_json: bool) -> None:
 async def restore(store: str, file: str, *, yes: bool, as_json: bool) -> None:
     """Put a backup in the place of a store.
 
-    FILE is what `backup` has made. No bot may run. What a SQLite file held before is kept beside it, under a name that is told. Of a PostgreSQL
-    database all documents are replaced, in one transaction: make a backup of it first.
+    FILE is what `backup` has made. No bot may run. What a SQLite file held before is kept beside
+    it, under a name that is told. Of a PostgreSQL database all documents are replaced, in one
+    transaction: make a backup of it first.
     """
     async with visiting(file) as source:
         if faults := await source.faults():

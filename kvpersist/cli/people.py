@@ -124,9 +124,9 @@ async def person(
 ) -> None:
     """Find, export or erase what is stored of a person.
 
-    PERSON is an id. What is theirs: the rows of the private chat and of the user, conversations in whose key the id is, and
-    such rows that were set aside. Where else the id occurs, in the rows of others, is told, and
-    left: exit code 1. While a bot runs, conversations cannot be erased.
+    PERSON is an id. What is theirs: the rows of the private chat and of the user, conversations in
+    whose key the id is, and such rows that were set aside. Where else the id occurs, in the rows of
+    others, is told, and left: exit code 1. While a bot runs, conversations cannot be erased.
     """
     found = _Person(person, codec_of(()))
     async with visiting(store) as visitor:

@@ -49,8 +49,8 @@ async def purge(
 ) -> None:
     """Remove rows that are of no use any more.
 
-    Of which kind must be said. Rows that change meanwhile stay. Of chats and users also while a bot runs; of conversations
-    while none does.
+    Of which kind must be said. Rows that change meanwhile stay. Of chats and users also while a bot
+    runs; of conversations while none does.
     """
     kinds = _kinds(ended=ended, empty=empty, untouched=untouched)
     if not kinds:
