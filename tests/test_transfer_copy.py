@@ -200,6 +200,46 @@ def test_a_damaged_file_is_replaced_with_its_log(tmp_path: Path) -> None:
     assert (kept / "bot.db-wal").read_bytes() == b"log"
 
 
+@pytest.mark.parametrize("step", ["link", "sync", "rename"])
+def test_a_restore_that_fails_puts_back_what_it_moved(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has its one name and its log again."""
+    at = file_of(tmp_path, {"chat/1": "{}"})
+    copy = tmp_path / "backup.db"
+    run("backup", at.name, copy)
+    with closing(sqlite3.connect(at.path)) as killed:
+        with killed:
+            killed.execute("UPDATE documents SET value = '{\"n\":2}'")
+        at.wreck()
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    link, rename = os.link, Path.rename
+
+    def link_but(path: Path, target: Path) -> None:
+        fail() if "-before-" in str(target) else link(path, target)
+
+    def rename_but(path: Path, target: Path) -> Path:
+        if path.name.startswith(".kvpersist-"):
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        if step == "link":
+            patch.setattr(os, "link", link_but)
+        elif step == "sync":
+            patch.setattr(sqlite_restore, "sync", fail)
+        else:
+            patch.setattr(Path, "rename", rename_but)
+        run("restore", at.name, copy, "--yes", code=1)
+    assert {path.name for path in tmp_path.iterdir()} - {f"{at.path.name}-lock"} == before
+    assert at.path.stat().st_nlink == 1
+    assert at.all_columns()[0][1] == '{"n":2}'
+
+
 async def test_nothing_is_restored_under_a_bot(place: Make, tmp_path: Path) -> None:
     """It is refused, and nothing is left behind."""
     at = await asyncio.to_thread(place, {"chat/1": "{}"})

@@ -57,16 +57,30 @@ def _replace(path: Path, copy: Path) -> Path | None:
         sync(path.parent)
         return None
     kept = _new_folder(path)
-    if path.exists():
-        # As a second name: until the copy takes the first, the file is where it was. If this is
-        # killed before, no bot takes a file of two names, which might lack the log that is moved.
-        os.link(path, kept / path.name)
-    for beside in filter(os.path.lexists, left):
-        beside.rename(kept / beside.name)
-    sync(kept)
-    copy.rename(path)
+    try:
+        if path.exists():
+            # As a second name: until the copy takes the first, the file is where it was. If this is
+            # killed before, no bot takes a file of two names, which might lack the log that is
+            # moved.
+            os.link(path, kept / path.name)
+        for beside in filter(os.path.lexists, left):
+            beside.rename(kept / beside.name)
+        sync(kept)
+        copy.rename(path)
+    except BaseException:
+        _put_back(path, kept)
+        raise
     sync(path.parent)
     return kept
+
+
+def _put_back(path: Path, kept: Path) -> None:
+    for moved in kept.iterdir():
+        if moved.name == path.name:
+            moved.unlink()
+        else:
+            moved.rename(path.with_name(moved.name))
+    kept.rmdir()
 
 
 def _new_folder(path: Path) -> Path:
