@@ -112,13 +112,16 @@ async def counted(
 def progress() -> Iterator[Progress]:
     """Show a bar while something takes its time, if somebody looks at a terminal."""
     console = Console(stderr=True)
-    with Progress(
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:,.0f}"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
+    )
+    if not console.is_terminal:  # to which Rich would print an empty line, at least
+        yield bar
+        return
+    with bar:
         yield bar
