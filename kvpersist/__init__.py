@@ -20,6 +20,7 @@ from kvpersist.errors import (
     RowsError,
     StoreError,
     StoreInUseError,
+    TransferError,
     UnavailableError,
     WriteError,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreInUseError",
+    "TransferError",
     "UnavailableError",
     "WorkerApplication",
     "WriteError",

@@ -5,6 +5,7 @@
     KVPersistError
     ├── ConfigurationError        an argument that cannot work (also a ValueError)
     ├── NotInMemoryError          a document that was reached for before it was loaded
+    ├── TransferError             data on its way in or out that is not what it should be
     ├── DocumentError             one row, and the path inside it
     │   ├── EncodeError           a value that cannot be stored exactly
     │   └── DecodeError           a stored row that cannot be read
@@ -62,6 +63,13 @@ class NotInMemoryError(KVPersistError):
             f"; with shared=True, outside of an update, `async with persistence.edit("
             f"{self.scope!r}, {self.document_id})`"
         )
+
+
+class TransferError(KVPersistError):
+    """What is moved in or out is not what it should be. Nothing was written.
+
+    Raised by what is behind ``kvpersist import`` and ``kvpersist migrate``.
+    """
 
 
 class DocumentError(KVPersistError):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from blockbuster import BlockBuster, blockbuster_ctx
+from command import Make, make
 from hypothesis import HealthCheck, settings
 from pgbouncer import PgBouncer
 from postgres_server import PostgresServer
@@ -36,12 +37,19 @@ settings.register_profile(
 settings.load_profile("kvpersist")
 
 
+_OF_THE_COMMAND = ("test_cli_", "test_migrate_", "test_transfer_")
 _PARSE = "_parse_connect_dsn_and_args"
 
 
 @pytest.fixture(autouse=True)
-def blockbuster() -> Iterator[BlockBuster]:
-    """Fail a test whose event loop is blocked by a call of kvpersist's."""
+def blockbuster(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
+    """Fail a test whose event loop is blocked by a call of kvpersist's.
+
+    The command has its event loop to itself, and may block it.
+    """
+    if request.path.name.startswith(_OF_THE_COMMAND):
+        yield None
+        return
     with blockbuster_ctx("kvpersist") as blockbuster:
         # PTB's constructor looks where it was called from, also for a subclass of ours.
         for name in ("os.path.abspath", "os.readlink", "os.stat", "os.getcwd", "os.lstat"):
@@ -133,6 +141,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def kv(request: pytest.FixtureRequest, tmp_path: Path) -> KV:
     """Give what lasts between two runs, with rows to look at."""
     return _kv(request, tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Give what makes a store with rows for the command, in each engine that lasts."""
+    return make(request, tmp_path, request.param)
 
 
 def _kv(request: pytest.FixtureRequest, tmp_path: Path) -> KV:

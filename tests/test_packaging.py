@@ -27,8 +27,11 @@ def test_the_installed_wheel_is_tested() -> None:
 
 
 def test_the_wheel_has_the_package_only() -> None:
-    """Neither tests nor examples are installed; the marker that there are types is."""
+    """Neither tests nor examples are installed; the command and the marker of types are."""
     files = [file for file in importlib.metadata.files("kvpersist") or () if file.suffix != ".pyc"]
+    (command,) = (file for file in files if file.parts[0] == "..")
+    assert command.name == "kvpersist"
+    files.remove(command)
     folders = {file.parts[0] for file in files}
     assert folders == {
         "kvpersist",
@@ -67,15 +70,17 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
 def test_lower_layers_do_not_know_telegram() -> None:
     """Whoever reads the codec, group commit or an engine must not know PTB.
 
-    What knows it is the persistence, what it is given by and to the application, and the codec's
-    extension for PTB's classes.
+    What knows it is the persistence, what it is given by and to the application, what reads other
+    persistences, and the codec's extension for PTB's classes.
     """
     upper = {
         "kvpersist.application",
         "kvpersist.callback_cache",
         "kvpersist.callback_queries",
         "kvpersist.conversations",
+        "kvpersist.other_persistences",
         "kvpersist.persistence",
+        "kvpersist.pickles",
         "kvpersist.telegram_objects",
         "kvpersist.updates",
         "kvpersist.workers",

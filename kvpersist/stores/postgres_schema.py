@@ -152,7 +152,7 @@ async def prepare(connection: Connection, schema: str, *, is_shared: bool) -> No
                 "this server does not keep the text of a document as it is; kvpersist needs the "
                 "encoding UTF8 and PostgreSQL's type json"
             )
-        if not await _has_tables(connection, schema):
+        if not await has_tables(connection, schema):
             await _create(connection, schema)
         if is_shared:
             await _create_lock(connection, schema)
@@ -171,7 +171,8 @@ async def _create_lock(connection: Connection, schema: str) -> None:
         await connection.execute(_CREATE_LOCK.format(schema=quoted(schema), body=body))
 
 
-async def _has_tables(connection: Connection, schema: str) -> bool:
+async def has_tables(connection: Connection, schema: str) -> bool:
+    """Whether the schema has kvpersist's tables, as this code makes them. Raises as `prepare`."""
     found: dict[str, dict[str, tuple[str, str | None]]] = {}
     for table, column, collation, kind in await connection.fetch(_COLUMNS, schema, [*_TABLES]):
         found.setdefault(table, {})[column] = kind, collation
