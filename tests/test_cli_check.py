@@ -28,6 +28,7 @@ GOOD = {
     "callback/5f": '{"position":1,"access_time":1.5,"buttons":{"a":1},"queries":{}}',
     "callback/5e": '{"queries":{"9":2}}',
     'conversation/a%2Fb/[1,"x"]': '{"$:Stage":"ITEM"}',
+    "update/77": "{}",
 }
 BAD = {
     "chat/x": ("{}", "is not the id of a chat"),
@@ -41,6 +42,7 @@ BAD = {
     "chat/9": ('{"o":{"$:Odd":{"a":{"$date":"x"}}}}', "in an object of Odd: cannot read $date"),
     "user/2": ("null", "no document"),
     "bot/1": ("{}", "no key of kvpersist's"),
+    "update/x": ("{}", "no key of kvpersist's"),
     "callback/1": ("{}", "not a keyboard"),
     "callback/a/b": ('{"queries":{}}', "not the key of a keyboard"),
     "conversation/order": ("1", "not the key of a conversation"),
@@ -56,7 +58,7 @@ def test_what_a_bot_can_read_is_good(place: Make) -> None:
     shown = said("check", at.name)
     assert "2 rows have objects of" not in shown
     assert "1 rows have objects of Order, not looked into; name it with --types" in shown
-    assert "schema 1, 8 rows, 0 faults" in shown
+    assert "schema 1, 9 rows, 0 faults" in shown
 
 
 @pytest.mark.parametrize("key", BAD)

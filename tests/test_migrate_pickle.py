@@ -252,6 +252,14 @@ def test_a_store_in_postgres_is_moved_to_pickle(postgres: PostgresServer, tmp_pa
         assert pickle.load(file)["chat_data"] == {1: {"a": 1}}
 
 
+def test_what_workers_remember_of_updates_is_not_moved(tmp_path: Path) -> None:
+    """Pickle has no place for it, and no bot that it is for."""
+    at = file_of(tmp_path, {"chat/1": '{"a":1}', "update/77": "{}"})
+    assert documents("migrate", at.name, "new.pickle") == [
+        {"documents": 1, "left": 0, "to": "new.pickle"}
+    ]
+
+
 @dataclass
 class Drifting:
     """Changes whenever it is read."""

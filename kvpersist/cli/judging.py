@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from kvpersist.errors import DecodeError
 
 _OWN: Final = "$:"
 _BOT: Final = "$telegram.Bot"
+_UPDATE: Final = re.compile(rf"{keys.UPDATE}[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Judge:
                 raise DecodeError("not a keyboard of kvpersist; mend or delete the row")
         elif key.startswith(keys.CONVERSATION):
             conversation_keys.parse(self._codec, key)
-        elif key != keys.BOT:
+        elif key != keys.BOT and not _UPDATE.fullmatch(key):
             raise DecodeError("no key of kvpersist's; rename or delete the row")
         if scope in {"chat", "user", "bot"} and type(value) in {
             list,

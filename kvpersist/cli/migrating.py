@@ -167,7 +167,7 @@ async def _to_pickle(way: _Way, *, single_file: bool) -> dict[str, object]:
     faults: list[DocumentError] = []
     async with visiting(way.store) as visitor, visitor.snapshot():
         all_rows = Digest()
-        pages = all_rows.over(counted(visitor.scan(""), "reading"))
+        pages = all_rows.over(_documents(counted(visitor.scan(""), "reading")))
         data = await data_of(pages, way.codec, faults)
     way.refuse(faults, set())
     wanted = await _digest(way, data)
@@ -182,6 +182,14 @@ async def _to_pickle(way: _Way, *, single_file: bool) -> dict[str, object]:
     files = await pickles.write(Path(way.to), data, way.bot, check, single_file=single_file)
     names = ", ".join(map(str, files))
     return {"documents": all_rows.rows - len(faults), "left": len(faults), "to": names}
+
+
+async def _documents(
+    pages: AsyncIterator[Sequence[StoredRow]],
+) -> AsyncIterator[Sequence[StoredRow]]:
+    """Yield the rows that are no memory of workers, for which Pickle has no place."""
+    async for page in pages:
+        yield [row for row in page if not row.key.startswith(keys.UPDATE)]
 
 
 async def _digest(way: _Way, data: Data) -> Digest:
