@@ -21,6 +21,8 @@ from kvpersist.migration import Data
 _PARTS: Final = ("user_data", "chat_data", "bot_data", "callback_data", "conversations")
 _TABLE: Final = "python_telegram_bot_django_persistence_"
 _PAIR: Final = 2
+_NOTHING: Final = "null"
+"""What PTB writes for a part that its bot does not store, and does not read again."""
 
 
 async def read_json(path: Path) -> Data:
@@ -53,6 +55,7 @@ async def of_strings(found: Any, name: str) -> Data:
     strings: dict[str, Any] = {
         f"{part}_json": value if isinstance(value, str) else json.dumps(value)
         for part, value in parts.items()
+        if value not in (None, _NOTHING)
     }
     try:
         read = DictPersistence(**strings)

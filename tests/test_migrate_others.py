@@ -91,6 +91,15 @@ async def test_the_strings_of_a_dict_persistence_are_moved(form: str, tmp_path: 
     await check(tmp_path / "bot.db", {"name": "Ada", 7: [1, None]})
 
 
+async def test_what_a_bot_does_not_store_is_nothing(tmp_path: Path) -> None:
+    """PTB says null of it, which its own reader refuses."""
+    found = strings(DictPersistence(user_data_json='{"5": {"name": "Ada"}}'))
+    assert found["chat_data"] == "null"
+    (tmp_path / "old.json").write_text(json.dumps(found))
+    done = await asyncio.to_thread(documents, "migrate", "old.json", "bot.db")
+    assert done[0]["documents"] == 1
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
