@@ -179,9 +179,9 @@ def test_a_backup_is_restored_where_nothing_is(tmp_path: Path) -> None:
     assert documents("restore", at.name, copy, "--yes")[0]["kept"] is None
     at.path.unlink()
     Path(f"{at.path}-rescue").write_text("rows")
-    run("restore", at.name, copy, "--yes")
+    assert "bot.db-rescue has rows that a bot could not" in said("restore", at.name, copy, "--yes")
     assert (tmp_path / "bot.db-before-1" / "bot.db-rescue").read_text() == "rows"
-    run("restore", at.name, copy, "--yes")
+    assert "rescue" not in said("restore", at.name, copy, "--yes")
     assert (tmp_path / "bot.db-before-2" / "bot.db").exists()
     assert [key for key, *_ in at.all_columns()] == ["chat/1"]
 

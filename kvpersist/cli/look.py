@@ -156,7 +156,7 @@ async def rows_of(visitor: Visitor, key: str) -> AsyncIterator[StoredRow]:
 def _show(row: StoredRow, types: Sequence[type | Named]) -> None:
     say(
         f"{row.key}  {size(len(row.value))}, version {row.version}, written "
-        f"{moment(row.updated_at)}, {age(row.updated_at)} ago"
+        f"{moment(row.updated_at)} ({age(row.updated_at)})"
     )
     try:
         if types:

@@ -29,6 +29,7 @@ from kvpersist.cli.output import counted, note, progress, say_json
 from kvpersist.codec import Named
 from kvpersist.errors import TransferError
 from kvpersist.stores.new_file import new_file
+from kvpersist.stores.sqlite_file import real_path
 from kvpersist.stores.sqlite_restore import restore as restore_file
 from kvpersist.stores.sqlite_visitor import SqliteVisitor, create
 from kvpersist.stores.visitor import Digest, Existing, StoredRow, Visitor
@@ -253,4 +254,9 @@ async def restore(store: str, file: str, *, yes: bool, as_json: bool) -> None:
             raise click.UsageError("a SQLite file is restored from a file; else see `copy`")
         confirm(f"Replace {store} by {file}?", yes=yes)
         kept = await restore_file(store, source)
+    if kept and (rescue := kept / f"{Path(real_path(store)).name}-rescue").exists():
+        note(
+            f"{rescue} has rows that a bot could not write, newer than the backup: to have them "
+            "too, move it back before the bot starts"
+        )
     say_done({"to": store, "kept": str(kept) if kept else None}, as_json=as_json)
