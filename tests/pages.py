@@ -4,14 +4,16 @@
 python   runs, in one namespace a page; `await` may stand at the top; a bot that calls
          `run_polling` is kept for the next talk
 text     a talk with that bot: its answers are compared
-console  each command runs in a shell; what follows it is compared
+console  each command runs in a shell; what follows it is compared, with "…" for what is another
+         each time; one that shows an ``Error:`` ends with exit code 1
 sh       runs
 sql      runs on ``bot.db``; on the pages of PostgreSQL in ``psql``
 ini …    is for another program, and does not run
 ======== =========================================================================================
 
 What a page needs and a reader does not is in a comment: ``<!-- invisible-code-block: python``. What
-does not run says why: ``<!-- skip: next "the reason" -->``.
+does not run says why: ``<!-- skip: next "the reason" -->``. A command that names the server of the
+pages, ``bot@db.example``, gets the server of the tests.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import ast
 import asyncio
 import inspect
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -43,6 +46,8 @@ ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES: Final = ("python", "text", "console", "sh", "sql", "ini", "nginx", "yaml")
 USER: Final = "you: "
+ERROR: Final = "Error: "
+SERVER: Final = "db.example"
 TOKEN: Final = "123:abc"  # noqa: S105  of no bot
 
 
@@ -82,20 +87,26 @@ class Page:
         """Run all blocks; raise for one that fails, or whose output is another."""
         monkeypatch.setattr(HTTPXRequest, "do_request", self._do_request)
         monkeypatch.setattr(Application, "run_polling", self._keep())
+        monkeypatch.syspath_prepend(self.folder)
         for name, value in self._environment().items():
             monkeypatch.setenv(name, value)
+        before = set(sys.modules)
         for example in self.document:
             try:
                 example.evaluate()
             except SkipTest as reason:  # noqa: PERF203  a handful of blocks
                 self.skipped.append(str(reason))
+        for name in set(sys.modules) - before:
+            if self.folder in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
+                del sys.modules[name]  # another page's may have that name
 
     def _environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{binaries()}:{os.environ['PATH']}"
+        always = {"PATH": path, "COLUMNS": "80"}
         if self.postgres is None:
-            return {"PATH": path}
+            return always
         return {
-            "PATH": path,
+            **always,
             "PGHOST": "127.0.0.1",
             "PGPORT": str(self.postgres.port),
             "PGUSER": "postgres",
@@ -147,8 +158,9 @@ class Page:
 
     def _console(self, example: Example) -> None:
         for command, shown in commands(example.parsed):
-            done = self._shell(command)
-            assert [line.rstrip() for line in done.splitlines()] == shown, f"{command}\n{done}"
+            fails = any(line.startswith(ERROR) for line in shown)
+            done = self._shell(command, 1 if fails else 0)
+            assert alike(done.splitlines(), shown), f"{command}\n{done}"
 
     def _sh(self, example: Example) -> None:
         self._shell(example.parsed)
@@ -165,18 +177,29 @@ class Page:
 
     _nginx = _yaml = _ini
 
-    def _shell(self, command: str) -> str:
+    def _shell(self, command: str, code: int = 0) -> str:
+        server = SERVER if self.postgres is None else f"127.0.0.1:{self.postgres.port}"
+        command = command.replace(f"bot@{SERVER}", f"postgres@{server}")
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],  # noqa: S607
             cwd=self.folder,
             check=False,
             timeout=60,
             text=True,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}"
-        return done.stdout
+        assert done.returncode == code, f"{command}\n{done.stdout}"
+        return done.stdout.replace(server, SERVER)
+
+
+def alike(lines: list[str], shown: list[str]) -> bool:
+    """Tell whether a command has printed what the page shows."""
+    patterns = [".*".join(map(re.escape, line.split("…"))) for line in shown]
+    return len(lines) == len(patterns) and all(
+        re.fullmatch(pattern, line.rstrip()) for pattern, line in zip(patterns, lines, strict=True)
+    )
 
 
 def commands(block: str) -> Iterator[tuple[str, list[str]]]:

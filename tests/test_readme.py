@@ -6,11 +6,10 @@ import asyncio
 import json
 import re
 import shutil
-import sqlite3
 import stat
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,21 +34,6 @@ async def main():
 asyncio.run(main())
 """
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
-
-
-async def test_the_example_keeps_rows_as_shown(tmp_path: Path) -> None:
-    """The rows that the README shows are what the calls of its bot store."""
-    persistence = kvpersist.KVPersistence(tmp_path / "bot.db")
-    message = {"at": "2026-11-23T14:49:13+00:00", "text": "hello, bot"}
-    await persistence.update_bot_data({})
-    await persistence.update_chat_data(1, {"messages": [message]})
-    await persistence.update_conversation(name="introduce", key=(1, 1), new_state="CITY")
-    await persistence.update_user_data(1, {"messages": 1, "name": "Ada"})
-    await persistence.flush()
-    with closing(sqlite3.connect(tmp_path / "bot.db")) as reader:
-        rows = reader.execute("SELECT key, value FROM documents ORDER BY key").fetchall()
-    (shown,) = re.findall(r"```console\n\$ sqlite3.*?\n(.*?)```", README, re.DOTALL)
-    assert [f"{key}|{value}" for key, value in rows] == shown.splitlines()
 
 
 async def test_a_backup_is_restored_as_shown(tmp_path: Path) -> None:
