@@ -24,6 +24,7 @@ OUTSIDE: Final = {
     "benchmarks": "benchmarks/README.md",
     "changelog": "CHANGELOG.md",
     "security": "SECURITY.md",
+    "contributing": "CONTRIBUTING.md",
 }
 """Pages that are files outside of this folder, where a forge shows them."""
 PARAMETERS: Final[set[str]] = set()
