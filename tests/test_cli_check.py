@@ -23,6 +23,7 @@ GOOD = {
     "bot": "{}",
     "chat/1": '{"a":{"$:Order":{"item":{"$:Color":"RED"},"n":{"$set":[{"$:Color":"RED"}]}}}}',
     "chat/2": '{"$:Data":{"$x":1}}',
+    "chat/3": '{"d":{"$defaultdict":[":Basket",{"tea":{"$date":"2026-01-02"}}]}}',
     "user/-1": '{"u":{"$telegram.User":{"first_name":"A","id":1,"is_bot":false}}}',
     "user/1": '{"b":{"$telegram.Bot":null}}',
     "callback/5f": '{"position":1,"access_time":1.5,"buttons":{"a":1},"queries":{}}',
@@ -58,7 +59,7 @@ def test_what_a_bot_can_read_is_good(place: Make) -> None:
     shown = said("check", at.name)
     assert "2 rows have objects of" not in shown
     assert "1 rows have objects of Order, not looked into; name it with --types" in shown
-    assert "schema 1, 9 rows, 0 faults" in shown
+    assert "schema 1, 10 rows, 0 faults" in shown
 
 
 @pytest.mark.parametrize("key", BAD)
