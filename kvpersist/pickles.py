@@ -34,8 +34,8 @@ from telegram.ext import ExtBot, PicklePersistence
 from kvpersist.codec import Named
 from kvpersist.errors import TransferError
 from kvpersist.migration import Data
+from kvpersist.stores.files import sync
 from kvpersist.stores.new_file import check_free
-from kvpersist.stores.rescue import sync
 from kvpersist.stores.sqlite_backup import PREFIX
 from kvpersist.telegram_objects import TelegramObjects
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvpersist.stores.rescue import sync
+from kvpersist.stores.files import sync
 from kvpersist.stores.sqlite_backup import PREFIX
 
 

@@ -112,7 +112,7 @@ class PostgresTransaction:
         """Write, and let others have the documents; see `Transaction.commit`."""
         async with self._turn:
             await self._do(lambda: self._commit(prepare))
-        return _xmin(self._sent.transaction) if self._sent is not None else 0
+        return _state(self._sent) if self._sent is not None else 0
 
     async def end(self, *, at_once: bool) -> None:
         """Let others have the documents, if that was not done; nothing that is left is written.
@@ -192,7 +192,7 @@ class PostgresTransaction:
         """
         try:
             ((status, traces),) = await self._fetch(
-                SETTLE, sent.transaction, [*sent.changes], _xmin(sent.transaction), sent.at
+                SETTLE, sent.transaction, [*sent.changes], _state(sent)
             )
         except asyncpg.InvalidParameterValueError:  # of a future that this server never had
             await self.end(at_once=True)
@@ -298,6 +298,6 @@ def _lock_of(schema: str, key: str) -> int:
     return lock_key("document", f"{schema} {key}")
 
 
-def _xmin(transaction: str) -> int:
-    """Return what a row shows of the transaction that has written it."""
-    return int(transaction) % 2**32
+def _state(sent: _Sent) -> int:
+    """Return what `STATE` is of the rows that were written."""
+    return sent.at % 2**31 * 2**32 + int(sent.transaction) % 2**32

@@ -123,7 +123,7 @@ class PostgresVisitor:
         """Connect, and make the tables where they are missing. Raises as `open`."""
         await self.connect()
         try:
-            await prepare(self._open, self.schema)
+            await prepare(self._open, self.schema, is_shared=False)
         except (*FAILURES, OpenError) as error:
             await self.close()
             raise OpenError(f"{self.shown}: {words(error)}") from error

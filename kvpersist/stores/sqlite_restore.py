@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvpersist.errors import BackupError, StoreInUseError
 from kvpersist.stores.file_lock import FileLock
-from kvpersist.stores.rescue import sync
+from kvpersist.stores.files import sync
 from kvpersist.stores.sqlite_backup import PREFIX
 from kvpersist.stores.sqlite_file import real_path
 from kvpersist.stores.sqlite_visitor import SqliteVisitor
