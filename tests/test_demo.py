@@ -18,8 +18,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from bot_api_server import TOKEN, BotApiServer, Person
+from bot_process import BotProcess
 from stored import pickle_rows, sqlite_rows
-from tour import READERS, BotProcess
+from tour import READERS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 BOT = EXAMPLES / "message_logger.py"
@@ -192,8 +193,7 @@ class TestMessageLogger:
         """/forget erases what was said before its answer, and nothing that is said after it."""
         data = tmp_path / "bot.db"
         command = [sys.executable, str(BOT), str(data), "--persistence", persistence]
-        environment = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "no_proxy": "*"}
-        async with BotProcess(command, {**os.environ, **environment}, tmp_path / "log") as bot:
+        async with BotProcess(command, server, tmp_path / "log") as bot:
             await bot.start()
             for text, answer in [
                 ("a secret", "Noted: message 1."),
@@ -213,8 +213,7 @@ class TestMessageLogger:
         """An answer is a promise: text and step are in the file in the moment in which it comes."""
         data = tmp_path / "bot.db"
         command = [sys.executable, str(BOT), str(data)]
-        environment = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "no_proxy": "*"}
-        async with BotProcess(command, {**os.environ, **environment}, tmp_path / "log") as bot:
+        async with BotProcess(command, server, tmp_path / "log") as bot:
             for round_, person in enumerate([ADA, BO, Person(3, "Cy"), Person(4, "Di")]):
                 await bot.start()
                 server.say(person, "/introduce")
@@ -233,8 +232,7 @@ class TestMessageLogger:
     ) -> None:
         """/show_data sends more than one message when Telegram would refuse one that long."""
         command = [sys.executable, str(BOT), str(tmp_path / "bot.db")]
-        environment = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "no_proxy": "*"}
-        async with BotProcess(command, {**os.environ, **environment}, tmp_path / "log") as bot:
+        async with BotProcess(command, server, tmp_path / "log") as bot:
             await bot.start()
             server.say(ADA, "x" * 3000)
             await server.reply(ADA)
