@@ -7,10 +7,11 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ import pytest
 import pytest_asyncio
 from bot_api_server import TOKEN, BotApiServer, Person
 from bot_process import BotProcess
-from stored import pickle_rows, sqlite_rows
+from stored import SqliteWatch, pickle_rows, sqlite_rows
 from tour import READERS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -428,3 +429,17 @@ class TestStored:
         (tmp_path / "bot.pickle").write_bytes(b"\x80\x05\x95\x10")
         with pytest.raises(EOFError, match="cut off"):
             pickle_rows(tmp_path / "bot.pickle")
+
+    def test_a_watch_sees_each_commit_once(self, bot_db: Path) -> None:
+        """A look without a commit since the last one reads no rows, and no look holds anything."""
+        with closing(sqlite3.connect(bot_db, isolation_level=None)) as bot:
+            bot.execute("PRAGMA journal_mode=WAL")
+            bot.execute("CREATE TABLE documents (key, value, version, updated_at)")
+            watch = SqliteWatch(bot_db)
+            assert watch.changed_rows() == []
+            assert watch.changed_rows() is None
+            bot.execute("INSERT INTO documents VALUES ('bot', '{}', 1, 0)")
+            assert watch.changed_rows() == [("bot", {}, 1, 0)]
+            assert watch.changed_rows() is None
+            assert bot.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+            watch.close()
