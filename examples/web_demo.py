@@ -230,11 +230,27 @@ class Demo:
                 self._tell("rows", changed=changed)
 
 
-async def run(args: argparse.Namespace) -> None:
-    # However often it is told to end, it does so once, and to the end.
+def _stop_event() -> asyncio.Event:
+    """Return what the first signal sets; those after it are held back, up to the very end.
+
+    The loop's own handlers would be taken away with the loop, while Python is still ending.
+    """
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(*_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    for number in numbers:
+        signal.signal(number, end)
+    return stop
+
+
+async def run(args: argparse.Namespace) -> None:
+    stop = _stop_event()
     with tempfile.TemporaryDirectory(prefix="kvpersist-demo-") as name:
         folder = Path(name)
         data = folder / "bot.db"
@@ -271,8 +287,6 @@ def main() -> int:
     except OSError as error:
         print(f"The page cannot be served: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the loop takes signals, or after: nothing is left to do
-        return 130
     print("\nEnded. No process, port or file is left.")
     return 0
 
