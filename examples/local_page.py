@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from typing_extensions import Self
@@ -55,7 +55,7 @@ class LocalPage:
         self,
         folder: Path,
         port: int,
-        events: Callable[[], AsyncIterator[Any]],
+        events: Callable[[], AsyncGenerator[Any, None]],
         commands: Mapping[str, Callable[[dict[str, Any]], Awaitable[None]]],
     ) -> None:
         self.url = ""  # known once the server listens
@@ -89,10 +89,12 @@ class LocalPage:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        with contextlib.suppress(ConnectionError):  # the page was closed
-            async for event in self._events():
-                # ASCII, and no line breaks: whatever is in a text, it is one line of the stream.
-                await response.write(f"data: {json.dumps(event)}\n\n".encode())
+        async with contextlib.aclosing(self._events()) as events:
+            with contextlib.suppress(ConnectionError):  # the page was closed
+                await response.write(b"retry: 500\n\n")  # milliseconds, if it is cut off
+                async for event in events:
+                    # ASCII, without line breaks: whatever is in a text, it is one line.
+                    await response.write(f"data: {json.dumps(event)}\n\n".encode())
         return response
 
 

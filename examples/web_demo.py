@@ -23,7 +23,7 @@ from local_page import LocalPage
 from stored import NOT_YET, Row, SqliteWatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from typing_extensions import Self
 
@@ -82,7 +82,7 @@ class Demo:
 
     # --- What a page is told ------------------------------------------------------------------
 
-    async def events(self) -> AsyncIterator[Json]:
+    async def events(self) -> AsyncGenerator[Json, None]:
         """Yield all there is, and then each change, until the demo ends."""
         changes: asyncio.Queue[Json | None] = asyncio.Queue()
         self._pages.add(changes)
@@ -173,8 +173,11 @@ class Demo:
             text = f"The bot has ended by itself, with exit code {code}.\n{self._process.log()}"
             self._add("note", text.strip(), mood="ended")
             return
-        count = f"{len(self._rows)} row{'' if len(self._rows) == 1 else 's'}"
-        text = f"Killed with SIGKILL. No line of the bot has run since; its file has {count}."
+        text = "Killed with SIGKILL. No line of the bot has run since"
+        if self._watch is not None:
+            count = len(self._rows)
+            text += f"; its file has {count} row{'' if count == 1 else 's'}"
+        text += "."
         last = next((e for e in reversed(self._entries) if e["kind"] != "note"), None)
         if last and last["kind"] in FROM_YOU and last["taken"]:
             text += (

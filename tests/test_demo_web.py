@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from local_page import LocalPage
 from PIL import Image
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 from stored import sqlite_rows
+from tcp_proxy import proxied
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -70,6 +71,10 @@ class WebDemo:
         demo.data = Path(re.findall(r"^file: (.+)$", demo.output, re.MULTILINE)[0])
         return demo
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
     def rows(self) -> dict[str, Any]:
         return {row.key: row.value for row in sqlite_rows(self.data)}
 
@@ -93,7 +98,7 @@ class WebDemo:
         assert not self.bots()
         assert not self.data.parent.exists()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", int(self.url.rstrip("/").rpartition(":")[2])))
+            socket.create_connection(("127.0.0.1", self.port))
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -187,10 +192,10 @@ class Visitor:
         await self.sees_taken()
 
 
-async def visit(browser: Browser, demo: WebDemo, **how: Any) -> Visitor:
+async def visit(browser: Browser, url: str, **how: Any) -> Visitor:
     context = await browser.new_context(**{"viewport": WIDE, **how})
     visitor = Visitor(await context.new_page())
-    await visitor.page.goto(demo.url)
+    await visitor.page.goto(url)
     await visitor.sees_bot("running")
     return visitor
 
@@ -199,7 +204,7 @@ async def visit(browser: Browser, demo: WebDemo, **how: Any) -> Visitor:
 class TestPage:
     async def test_a_minute(self, demo: WebDemo, browser: Browser) -> None:
         """The one big button leads through all of it: rows, a conversation, a kill, and no loss."""
-        ada = await visit(browser, demo)
+        ada = await visit(browser, demo.url)
 
         await expect(ada.next).to_have_text("Say “hello, bot”")
         await ada.next.click()
@@ -253,7 +258,7 @@ class TestPage:
 
     async def test_buttons_outlive_the_bot(self, demo: WebDemo, browser: Browser) -> None:
         """A button from before a kill counts on after it; what was deleted is shown as such."""
-        ada = await visit(browser, demo)
+        ada = await visit(browser, demo.url)
         await ada.button("/count").click()
         await ada.hears("Press to count.")
         await expect(ada.page.get_by_text('{"$tuple": ["add", 10]}')).to_be_visible()
@@ -277,7 +282,7 @@ class TestPage:
 
     async def test_with_the_keyboard_alone(self, demo: WebDemo, browser: Browser) -> None:
         """Every control can be reached with Tab, shows that it has the focus, and is pressed."""
-        ada = await visit(browser, demo)
+        ada = await visit(browser, demo.url)
         keyboard = ada.page.keyboard
         await _tab_to(ada, "text")
         await keyboard.type("hello, bot")
@@ -307,7 +312,7 @@ class TestPage:
 
     async def test_on_a_narrow_screen(self, demo: WebDemo, browser: Browser) -> None:
         """On a small telephone nothing is cut off, and what was written last is in sight."""
-        ada = await visit(browser, demo, viewport=NARROW, reduced_motion="reduce")
+        ada = await visit(browser, demo.url, viewport=NARROW, reduced_motion="reduce")
         await ada.say("a word of " + "x" * 200)
         await ada.hears("Noted: message 1.")
         await ada.button("/count").click()
@@ -328,7 +333,7 @@ class TestPage:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     async def test_has_no_barriers(self, demo: WebDemo, browser: Browser, scheme: Any) -> None:
         """The rules of axe find nothing to mend: names, roles and contrast are as they must be."""
-        ada = await visit(browser, demo, color_scheme=scheme, reduced_motion="reduce")
+        ada = await visit(browser, demo.url, color_scheme=scheme, reduced_motion="reduce")
         assert await _barriers(ada) == []
         await ada.button("/count").click()
         await ada.hears("Press to count.")
@@ -346,7 +351,7 @@ class TestPage:
 
     async def test_text_stays_text(self, demo: WebDemo, browser: Browser) -> None:
         """What looks like HTML is shown as it was typed, in the chat and in the rows."""
-        ada = await visit(browser, demo)
+        ada = await visit(browser, demo.url)
         text = """<img src=x onerror="alert(1)"> <b>&amp;</b> "'` \u202e \\u0041"""
         await ada.say(text)
         await ada.hears("Noted: message 1.")
@@ -358,10 +363,10 @@ class TestPage:
 
     async def test_a_second_page_shows_the_same(self, demo: WebDemo, browser: Browser) -> None:
         """A page that comes later shows all there is, and is not told of it as of news."""
-        ada = await visit(browser, demo)
+        ada = await visit(browser, demo.url)
         await ada.next.click()
         await ada.hears("Noted: message 1.")
-        again = await visit(browser, demo)
+        again = await visit(browser, demo.url)
         await again.hears("Noted: message 1.")
         await expect(again.written).to_have_text("3 rows so far.")
         assert await again.page.locator(".changed").count() == 0
@@ -371,6 +376,27 @@ class TestPage:
         await ada.page.reload()
         await ada.hears("What is your name?")
         assert await ada.messages.locator(":scope > *").count() == 5
+
+    async def test_a_page_that_was_cut_off_catches_up(
+        self, demo: WebDemo, browser: Browser
+    ) -> None:
+        """A page that loses the demo for a while, here behind another port, misses nothing."""
+        async with proxied(demo.port) as network:
+            ada = await visit(browser, demo.url.replace(str(demo.port), str(network.port)))
+            await ada.say("hello, bot")
+            await ada.hears("Noted: message 1.")
+            network.is_down = True
+            network.cut()
+            await expect(ada.page.get_by_role("alert")).to_contain_text("The demo has ended.")
+            other = await visit(browser, demo.url)
+            await other.say("hello again")
+            await other.hears("Noted: message 2.")
+            network.is_down = False
+            await ada.hears("Noted: message 2.")
+            await expect(ada.page.locator("#ended")).to_be_empty()
+            assert await ada.messages.locator(":scope > *").count() == 5
+            await expect(ada.row("chat/1")).to_contain_text("hello again")
+            await ada.page.context.close()
 
     async def test_says_why_a_bot_has_ended(self, browser: Browser, tmp_path: Path) -> None:
         """A bot that ends by itself is told of with its exit code and its last words."""
@@ -384,10 +410,26 @@ class TestPage:
         await expect(ada.next).to_have_text("Start the bot")
         await demo.end(signal.SIGTERM)
 
+    async def test_says_what_a_kill_has_interrupted(self, browser: Browser, tmp_path: Path) -> None:
+        """A message that a bot took, and was killed before it answered, is told of as it is."""
+        script = tmp_path / "bot.py"
+        script.write_text(
+            f"import asyncio, sys\nsys.path.insert(0, {str(EXAMPLES)!r})\nimport message_logger\n"
+            "async def never(*_): await asyncio.Event().wait()\n"
+            "message_logger.answer = never\nmessage_logger.main()\n"
+        )
+        demo = await WebDemo.start("--bot", str(script))
+        ada = await visit(browser, demo.url)
+        await ada.say("hello?")
+        await expect(ada.messages.get_by_text("taken")).to_be_attached()
+        await ada.button("Kill (SIGKILL)").click()
+        await ada.hears("It had taken your last message, and not answered yet")
+        await demo.end(signal.SIGTERM)
+
     async def test_says_that_the_demo_has_ended(self, browser: Browser) -> None:
         """A page that is still open when the demo ends holds nothing up, and says so."""
         demo = await WebDemo.start()
-        ada = await visit(browser, demo)
+        ada = await visit(browser, demo.url)
         await demo.end(signal.SIGINT)
         await expect(ada.page.get_by_role("alert")).to_contain_text("The demo has ended.")
 
@@ -425,7 +467,7 @@ async def _barriers(visitor: Visitor) -> list[str]:
 @pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="`make screenshots` makes them")
 async def test_the_pictures(demo: WebDemo, browser: Browser) -> None:
     """What README and docs show is the page as it is, in files that are soon there."""
-    ada = await visit(browser, demo, reduced_motion="reduce")
+    ada = await visit(browser, demo.url, reduced_motion="reduce")
     await ada.next.click()
     await ada.hears("Noted: message 1.")
     await ada.introduces_herself()
@@ -458,7 +500,7 @@ class TestEnd:
         ended = asyncio.ensure_future(demo.end(signal.SIGHUP))
         while not ended.done():
             with contextlib.suppress(ProcessLookupError):
-                demo.process.send_signal(signal.SIGINT)
+                os.kill(demo.process.pid, signal.SIGINT)  # its `send_signal` may reap it
             await asyncio.wait({ended}, timeout=0.01)
         await ended
 
@@ -485,7 +527,7 @@ class Heard:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
 
-    async def events(self) -> AsyncIterator[Any]:
+    async def events(self) -> AsyncGenerator[Any, None]:
         yield {"text": "one\ntwo"}
 
     async def do(self, asked: dict[str, Any]) -> None:
@@ -624,7 +666,8 @@ class TestLocalPage:
         """A line break in a text does not end an event."""
         async with client.get("/events") as response:
             assert response.content_type == "text/event-stream"
-            assert await response.text() == 'data: {"text": "one\\ntwo"}\n\n'
+            events = (await response.text()).split("\n\n")
+            assert events == ["retry: 500", r'data: {"text": "one\ntwo"}', ""]
 
     async def test_only_this_machine_can_connect(self, page: LocalPage) -> None:
         """The server listens on 127.0.0.1, and on no address that others reach."""

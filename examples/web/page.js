@@ -63,7 +63,7 @@ function showEntry(entry) {
   entries[entry.id] = entry;
   if (old) {
     // Of an entry that is there, only whether the bot has taken it changes.
-    old.querySelector(".tick").replaceWith(tick(entry));
+    if ("taken" in entry) old.querySelector(".tick").replaceWith(tick(entry));
   } else {
     messages.append(entryElement(entry));
     messages.scrollTop = messages.scrollHeight;
