@@ -175,8 +175,8 @@ let rows = new Map(); // key -> what the row was when it was last seen
 
 const MEANINGS = [
   [/^chat\//, "chat_data: what the handlers keep of this chat"],
-  [/^user\//, "user_data: what they keep of you"],
-  [/^bot$/, "bot_data: what they keep for all"],
+  [/^user\//, "user_data: what the handlers keep of you"],
+  [/^bot$/, "bot_data: what the handlers keep for everybody"],
   [/^conversation\//, "the step that a conversation waits at"],
   [/^callback\//, "the buttons under a message, and the objects that they stand for"],
 ];
