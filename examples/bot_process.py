@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class BotProcess:
     """The bot in a process of its own; leaving the `async with` block ends it in any case.
 
-    It is told to talk to `server`, and writes what it has to say into the file `log`.
+    It is told to talk to `server`, and writes what it has to say into the file `log`. What else its
+    environment has is in `more`.
     """
 
-    def __init__(self, command: list[str], server: BotApiServer, log: Path) -> None:
+    def __init__(self, command: list[str], server: BotApiServer, log: Path, **more: str) -> None:
         self._command = command
         # NO_PROXY: the server is on this machine, whatever way the Internet is reached.
         local = {"BOT_API": server.base_url, "BOT_TOKEN": server.token, "NO_PROXY": "*"}
-        self._environment = {**os.environ, **local, "no_proxy": "*"}
+        self._environment = {**os.environ, **local, "no_proxy": "*", **more}
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
 
