@@ -9,10 +9,11 @@ SECONDS ?= 600
 SEED ?= 1
 UPDATES ?= 10000
 WORKERS ?= 4
+PORT ?= 0
 # pip older than 25.1 knows no dependency groups.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: check test docs torture cluster oldest bench demo demo-workers clean
+.PHONY: check test docs torture cluster oldest bench demo demo-workers demo-web screenshots clean
 
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
@@ -38,8 +39,12 @@ check: $(VENV)/installed
 $(BIN)/pgbouncer: tests/pgbouncer.sh $(VENV)/made
 	sh tests/pgbouncer.sh $@
 
+# Likewise Chromium, which is installed where it is missing, if that is allowed.
+$(BIN)/chromium: tests/chromium.sh $(VENV)/made
+	sh tests/chromium.sh $@
+
 ## All tests, on the installed wheel, with branch coverage.
-test: $(VENV)/installed $(BIN)/pgbouncer
+test: $(VENV)/installed $(BIN)/pgbouncer $(BIN)/chromium
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(BIN)/pytest --numprocesses auto $(TESTS)
 	$(BIN)/coverage combine --quiet
@@ -69,7 +74,7 @@ cluster: $(VENV)/installed
 
 ## All tests with the oldest supported Python, PTB, aiosqlite, orjson and asyncpg.
 oldest:
-	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed .venv-oldest/bin/pgbouncer
+	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed .venv-oldest/bin/pgbouncer .venv-oldest/bin/chromium
 	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.11.6" "asyncpg==0.30.0"
 	.venv-oldest/bin/pytest $(TESTS)
 
@@ -99,6 +104,14 @@ $(VENV)/demo-workers-installed: $(VENV)/made pyproject.toml README.md $(shell fi
 ## Four workers of one bot: what one was told another knows, also when that one is killed.
 demo-workers: $(VENV)/demo-workers-installed
 	@$(BIN)/python examples/workers_tour.py
+
+## A page with a chat with the message logger, its rows, and a button that kills it. PORT=8000: there.
+demo-web: $(VENV)/demo-installed
+	@$(BIN)/python examples/web_demo.py --port $(PORT)
+
+## The pictures of that page, for README and docs.
+screenshots: $(VENV)/installed $(BIN)/chromium
+	SCREENSHOTS=1 $(BIN)/pytest tests/test_demo_web.py -k pictures
 
 clean:
 	rm -rf $(VENV) .venv-oldest dist docs/_build .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -71,10 +71,12 @@ class ApiError(Exception):
 class BotApiServer:
     """The server; `async with BotApiServer() as server` listens until the block is left.
 
-    One bot is served, and one event loop: nothing here may be called from another thread.
+    One bot is served, that which has `token`, and one event loop: nothing here may be called from
+    another thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = TOKEN) -> None:
+        self.token = token
         self.base_url = ""  # as PTB's `base_url` wants it; known once the server listens
         self._ids = itertools.count(1)
         self._unconfirmed: list[Json] = []
@@ -146,7 +148,7 @@ class BotApiServer:
 
     async def _answer(self, request: web.Request) -> web.Response:
         try:
-            if request.match_info["token"] != TOKEN:
+            if request.match_info["token"] != self.token:
                 raise ApiError(401, "Unauthorized")
             method = self._methods.get(request.match_info["method"])
             if method is None:

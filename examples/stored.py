@@ -39,9 +39,43 @@ def sqlite_rows(path: Path) -> list[Row]:
 
     Read-only: it changes nothing in the file, and needs nothing from the bot.
     """
+    with contextlib.closing(_read_only(path)) as database:
+        return _rows(database)
+
+
+class SqliteWatch:
+    """Looks at a kvpersist file again and again, as cheaply as SQLite can; `close` it at the end.
+
+    A look asks whether anybody has committed since the last one, which SQLite knows without
+    reading a page (https://sqlite.org/pragma.html#pragma_data_version), and reads only if so.
+    Between two looks nothing is held: the bot can write, and empty its log, as if nobody watched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = _read_only(path)
+        self._data_version: int | None = None
+
+    def changed_rows(self) -> list[Row] | None:
+        """Return all rows, if there was a commit since the last call, or else None."""
+        (data_version,) = self._database.execute("PRAGMA data_version").fetchone()
+        if data_version == self._data_version:
+            return None
+        rows = _rows(self._database)
+        # As it was before they were read: a commit in between is seen once more, and not missed.
+        self._data_version = data_version
+        return rows
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+
+
+def _rows(database: sqlite3.Connection) -> list[Row]:
     query = "SELECT key, value, version, updated_at FROM documents ORDER BY key"
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        return [Row(key, json.loads(value), *rest) for key, value, *rest in database.execute(query)]
+    return [Row(key, json.loads(value), *rest) for key, value, *rest in database.execute(query)]
 
 
 def pickle_rows(path: Path) -> list[Row]:

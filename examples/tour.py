@@ -22,13 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bot_api_server import TOKEN, BotApiServer, Person, Reply
+from bot_api_server import BotApiServer, Person, Reply
+from bot_process import BotProcess
 from stored import NOT_YET, Row, pickle_rows, sqlite_rows, table
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-
-    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -44,59 +43,6 @@ POLL = 0.05  # seconds between two looks into the file
 
 class TourError(Exception):
     """The tour cannot go on: the bot lost something, died, or kept silent for too long."""
-
-
-class BotProcess:
-    """The bot in a process of its own; leaving the `async with` block ends it in any case."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
-        self._command = command
-        self._environment = environment
-        self._log = log
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._process is not None:
-            await self.kill()
-
-    async def start(self) -> int:
-        """Start the bot and return the number of its process."""
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=self._environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        return self._process.pid
-
-    async def kill(self) -> int:
-        """Kill it as `kill -9` does: no handler of it runs any more. Return its exit code."""
-        return await self._end(signal.SIGKILL)
-
-    async def stop(self) -> int:
-        """Ask it to end, as a service manager does, wait, and return its exit code."""
-        return await self._end(signal.SIGTERM)
-
-    async def _end(self, number: signal.Signals) -> int:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-            self._process.send_signal(number)
-        return await self._process.wait()
-
-    async def ended(self) -> int:
-        """Wait until it ends by itself, and return its exit code."""
-        assert self._process is not None
-        return await self._process.wait()
-
-    def log(self) -> str:
-        """Return the end of what the bot has written on its standard output and error."""
-        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        return "\n".join(lines[-20:])
 
 
 class Tour:
@@ -382,23 +328,18 @@ async def play(args: argparse.Namespace, folder: Path) -> None:
     print(f"A bot keeps all it knows in one file, and survives kill -9\n\nfile: {data}")
     print("(look into it with any tool while this runs; it is removed at the end)")
     command = [sys.executable, str(args.bot), str(data), "--persistence", args.persistence]
-    async with BotApiServer() as server:
-        # NO_PROXY: the server is on this machine, whatever way the Internet is reached.
-        local = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "NO_PROXY": "*", "no_proxy": "*"}
-        async with BotProcess(command, {**os.environ, **local}, folder / "bot.log") as bot:
-            tour = Tour(server, bot, lambda: READERS[args.persistence](data), args)
-            try:
-                keyboard = await before_the_kill(tour)
-                await kill(tour)
-                await after_the_kill(tour, keyboard)
-                if sys.stdin.isatty():
-                    await talk(tour)
-                await at_the_end(tour)
-            except TourError as error:
-                log = bot.log()
-                raise TourError(
-                    f"{error}\n\nThe bot's log:\n{log}" if log else str(error)
-                ) from None
+    async with BotApiServer() as server, BotProcess(command, server, folder / "bot.log") as bot:
+        tour = Tour(server, bot, lambda: READERS[args.persistence](data), args)
+        try:
+            keyboard = await before_the_kill(tour)
+            await kill(tour)
+            await after_the_kill(tour, keyboard)
+            if sys.stdin.isatty():
+                await talk(tour)
+            await at_the_end(tour)
+        except TourError as error:
+            log = bot.log()
+            raise TourError(f"{error}\n\nThe bot's log:\n{log}" if log else str(error)) from None
 
 
 async def run(play: Callable[[Path], Awaitable[None]]) -> None:

@@ -32,7 +32,13 @@ from telegram.ext import (
     filters,
 )
 
-from kvpersist import KVPersistence, KVPersistError, WorkerApplication, application_builder
+from kvpersist import (
+    EncodeError,
+    KVPersistence,
+    KVPersistError,
+    WorkerApplication,
+    application_builder,
+)
 from kvpersist.stores.postgres import PostgresStore
 
 Context = ContextTypes.DEFAULT_TYPE
@@ -165,6 +171,8 @@ class Webhook:
         async with self._free:
             try:
                 await self._app.handle_update(update)
+            except EncodeError:  # a fault of the handlers', which would be the same the next time
+                LOGGER.exception("update %s: nothing of it is written", update.update_id)
             except KVPersistError:
                 LOGGER.exception("update %s: to be sent again", update.update_id)
                 return web.Response(status=503)

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import sys
@@ -24,11 +23,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bot_api_server import TOKEN, Person, Reply
+from bot_api_server import Person, Reply
+from bot_process import BotProcess
 from front import Front, Upstream
 from local_postgres import LocalPostgres, free_port
 from stored import Row, table
-from tour import BotProcess, TourError, check, conduct, converse, title
+from tour import TourError, check, conduct, converse, title
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -259,14 +259,11 @@ async def play(args: argparse.Namespace, folder: Path) -> None:
         print(f"  PostgreSQL listens on port {database.port}; folder: {database.folder}")
         front = await stack.enter_async_context(Front(SECRET))
         tour = WorkersTour(front, database, args.patience)
-        environment = os.environ | {
-            "BOT_API": front.base_url, "BOT_TOKEN": TOKEN, "SECRET_TOKEN": SECRET,
-            "DATABASE_URL": database.url(), "NO_PROXY": "*", "no_proxy": "*",
-        }  # fmt: skip
+        own = {"SECRET_TOKEN": SECRET, "DATABASE_URL": database.url()}
         for number in range(1, 5):
             port = free_port()
             command = [sys.executable, str(args.worker), "--port", str(port)]
-            process = BotProcess(command, environment, folder / f"worker{number}.log")
+            process = BotProcess(command, front, folder / f"worker{number}.log", **own)
             await stack.enter_async_context(process)
             tour.workers.append(Worker(number, process, port))
         front.workers += tour.workers

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import weakref
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -14,12 +14,13 @@ from telegram import Message, Update
 from telegram.ext import Application, ApplicationBuilder, ExtBot, Job
 
 from kvpersist.callback_cache import Watched, watch
+from kvpersist.conversations import stay_if_cancelled
 from kvpersist.errors import ConfigurationError, EncodeError, KVPersistError, WriteError
 from kvpersist.keys import BOT, Name, Scope, document_key
 from kvpersist.lazy import Lazy
 from kvpersist.persistence import KVPersistence, checked, several
 from kvpersist.rows import HandedOver
-from kvpersist.runs import RUN, Kind, Names, Run, add
+from kvpersist.runs import RUN, Kind, Names, Run, add, is_of
 from kvpersist.to_the_end import End
 from kvpersist.updates import end_of_move, moved_by, unmark, used_by
 from kvpersist.workers import WorkerApplication
@@ -164,7 +165,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._kv.on_refresh = self._on_refresh
         self._end_of_it.loop = loop = asyncio.get_running_loop()
         # What another has left holds PTB's locks.
-        self._writing = {task for task in self._writing if _is_of(task, loop)}
+        self._writing = {task for task in self._writing if is_of(task, loop)}
         self._kv.lazy = self._lazy
         try:
             await super().initialize()
@@ -181,7 +182,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         """Write what is left, close the store; see `Application.shutdown`."""
         self._is_live = self.running
         loop = asyncio.get_running_loop()  # of another that has ended, nothing goes on
-        while writing := [task for task in self._writing if _is_of(task, loop)]:
+        while writing := [task for task in self._writing if is_of(task, loop)]:
             await asyncio.wait(writing)  # they would open the store again
         known = self._kv.rows.commits.all_known()
         try:
@@ -342,7 +343,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if update is None and (parent := self._run()) is not None:
             own = parent.own
         if name is not None and name.startswith(_CONVERSATION):
-            coroutine = _stay_if_cancelled(coroutine)
+            coroutine = stay_if_cancelled(coroutine)
         run = self._new_run("passed on" if is_passed_on else "task", own)
         token = RUN.set(run)
         try:
@@ -482,7 +483,7 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         except RuntimeError:
             return  # `update_persistence` will write it
         background = self._background
-        is_begun = background is not None and not background.done() and _is_of(background, loop)
+        is_begun = background is not None and not background.done() and is_of(background, loop)
         if self._is_live and not is_begun:
             self._background = self._begin(self._write_in_background())
 
@@ -665,21 +666,6 @@ class WriteThroughApplication(Application[Any, Any, Any, Any, Any, Any]):
         if not self._kv.store_data.callback_data:
             return None  # PTB takes any `Bot` then
         return cast("ExtBot[Any]", self.bot).callback_data_cache
-
-
-def _is_of(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> bool:
-    return task.get_loop() is loop
-
-
-async def _stay_if_cancelled(coroutine: Awaitable[object]) -> object:
-    """Return the state that a handler returns; None, which is the old one, if it is cancelled.
-
-    PTB would raise it later, in whoever asks for the states of all conversations.
-    """
-    try:
-        return await coroutine
-    except asyncio.CancelledError:
-        return None
 
 
 def _ids(ids: int | Collection[int] | None) -> Collection[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from telegram import InlineKeyboardButton, Message, Update
 from telegram.ext import CallbackDataCache, InvalidCallbackData
@@ -17,15 +17,26 @@ def keyboards_of(update: Update) -> set[str]:
     return {CallbackDataCache.extract_uuids(text)[0] for text in raw if text}
 
 
-def restore(update: Update) -> None:
-    """Have an update as it came from Telegram, so that PTB can look for its buttons again."""
-    for button in _buttons(update):
-        if isinstance(button.callback_data, InvalidCallbackData):
-            button.update_callback_data(_raw(button.callback_data) or "")
+def restore(update: Update) -> Callable[[], None]:
+    """Have an update as it came from Telegram, so that PTB can look for its buttons again.
+
+    Returns:
+        What does that once more, after PTB has found them.
+    """
+    buttons = [(button, _raw(button.callback_data)) for button in _buttons(update)]
     query = update.callback_query
-    if query is not None and isinstance(query.data, InvalidCallbackData):
-        # PTB's objects are frozen; it does this itself when it puts in what it has found.
-        object.__setattr__(query, "data", _raw(query.data))
+    pressed = None if query is None else _raw(query.data)
+
+    def put_back() -> None:
+        for button, raw in buttons:
+            if raw is not None:
+                button.update_callback_data(raw)
+        if pressed is not None:
+            # PTB's objects are frozen; it does this itself when it puts in what it has found.
+            object.__setattr__(query, "data", pressed)
+
+    put_back()
+    return put_back
 
 
 def _raw(data: object) -> str | None:

@@ -6,7 +6,9 @@ in its own memory. So the states that an update needs have to be there before it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Iterator, MutableMapping
 from typing import Any, TypeAlias, cast
 
 from telegram import Update
@@ -19,19 +21,31 @@ Conversation: TypeAlias = ConversationHandler[Any]
 Key: TypeAlias = tuple[int | str, ...]
 
 
-def find(handlers: Iterable[Handler]) -> Iterator[Conversation]:
-    """Yield the conversations among handlers, and those that are nested in them.
+def find(handlers: Iterable[Handler]) -> list[Conversation]:
+    """Return the conversations among handlers, and those that are nested in them.
 
     Raises:
-        ConfigurationError: One cannot be shared by several workers.
+        ConfigurationError: One cannot be shared by several workers, or two have the same name.
     """
+    found = [*dict.fromkeys(_find(handlers))]
+    names = Counter(handler.name for handler in found)
+    for name, number in names.items():
+        if number > 1:
+            raise ConfigurationError(
+                f"{number} ConversationHandlers have the name {name!r}: their states would be the "
+                "same rows; give each another name"
+            )
+    return found
+
+
+def _find(handlers: Iterable[Handler]) -> Iterator[Conversation]:
     for handler in handlers:
         if not isinstance(handler, ConversationHandler):
             continue
         check(handler)
         yield handler
         states = [each for among in handler.states.values() for each in among]
-        yield from find([*handler.entry_points, *states, *handler.fallbacks])
+        yield from _find([*handler.entry_points, *states, *handler.fallbacks])
 
 
 def check(handler: Conversation) -> None:
@@ -79,9 +93,21 @@ def take(handler: Conversation, key: Key) -> object | None:
     """Return the state that a conversation is in, which PTB finds no more; None for none."""
     state: Any = _states(handler).pop(key, None)
     if hasattr(state, "resolve") and hasattr(state, "old_state"):  # of a handler with block=False
-        state = state.resolve()
+        is_known = state.task.done() and not state.task.cancelled()
+        state = state.resolve() if is_known else state.old_state
         state = None if state == ConversationHandler.END else state
     return cast("object | None", state)
+
+
+async def stay_if_cancelled(coroutine: Awaitable[object]) -> object:
+    """Return the state that a handler returns; None, which is the old one, if it is cancelled.
+
+    PTB would raise it later, in whoever asks for the states of all conversations.
+    """
+    try:
+        return await coroutine
+    except asyncio.CancelledError:
+        return None
 
 
 def _states(handler: Conversation) -> MutableMapping[Key, Any]:

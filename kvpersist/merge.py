@@ -14,8 +14,7 @@ def merge(
 ) -> list[Any]:
     """Take over into `mine` what is different in `theirs` than it was in `base`.
 
-    Where both have changed the same key, `mine` stays as it is: also if both have made the same of
-    it, as two have who count from 20 to 21.
+    Where both have changed the same key, `mine` stays as it is.
 
     Args:
         base: What both began with.
@@ -24,7 +23,7 @@ def merge(
         encode: Tells values apart.
 
     Returns:
-        The keys that both have changed.
+        The keys of which each has made something else.
     """
 
     def texts(document: dict[Any, Any]) -> dict[Any, bytes]:
@@ -33,7 +32,7 @@ def merge(
     was, is_mine, is_theirs = texts(base), texts(mine), texts(theirs)
     conflicts = []
     for key in {**was, **is_theirs}:
-        if is_theirs.get(key) == was.get(key):
+        if is_theirs.get(key) in {was.get(key), is_mine.get(key)}:
             continue
         if is_mine.get(key) != was.get(key):
             conflicts.append(key)

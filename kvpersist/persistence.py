@@ -325,8 +325,9 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         Raises:
             ConfigurationError: Without ``shared=True``, or not in an update; or as `load`.
             LockError: Another worker has had one of them for too long, or waits for what this
-                update has. Then nothing of the update is written; neither after another error.
-            ConflictError, UnavailableError, DecodeError: Likewise.
+                update has. Then nothing of the update is written.
+            ConflictError, UnavailableError: Likewise.
+            DecodeError: A row cannot be read. The rest of the update is written.
         """
         if scope != "bot":
             _check_scope(scope)

@@ -122,3 +122,8 @@ def add(names: Names, more: Names) -> None:
     """Note more documents; what is to be dropped stays so."""
     for name, is_dropped in more.items():
         names[name] = is_dropped or names.get(name, False)
+
+
+def is_of(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a task can go on: not that of another loop, which may have ended."""
+    return task.get_loop() is loop

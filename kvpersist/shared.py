@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from kvpersist.codec import become
-from kvpersist.errors import ConfigurationError
+from kvpersist.errors import ConfigurationError, UnavailableError
 from kvpersist.keys import BOT, Name, document_key
 from kvpersist.merge import merge
 from kvpersist.rows import Rows
@@ -114,6 +114,7 @@ class Shared:
             token = UNIT.set(unit)
             try:
                 yield unit
+                await unit.wait_for_parts()
             finally:
                 unit.is_over = True
                 with suppress(ValueError):  # a loop that has ended ends this in another context
@@ -129,20 +130,26 @@ class Shared:
                 yield value
             return
         async with self.begin([name]) as unit:
+            unit.is_edited = True
             yield _in(unit, name).value
-        if unit.refused:
-            raise unit.refused[0]
 
     @asynccontextmanager
     async def _edit_within(self, unit: Unit, name: Name | None) -> AsyncIterator[Any]:
-        await unit.load([name])
-        document = _in(unit, name)
-        before = self.encode(name, document.value)
-        try:
-            yield document.value
-        except BaseException:
-            become(document.value, self.document(name, before).value)
-            raise
+        unit.is_edited = True
+        with unit.part():
+            await unit.load([name])
+            document = _in(unit, name)
+            before = self.encode(name, document.value)
+            try:
+                yield document.value
+            except BaseException:
+                become(document.value, self.document(name, before).value)
+                raise
+            if unit.is_over:
+                raise UnavailableError(
+                    f"{_key(name)}: the update, or the edit, that this is a part of has failed "
+                    "before: nothing of it was written"
+                )
 
     def _kind(self, name: Name | None) -> type:
         if (kind := self.kind(name)) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -42,8 +43,12 @@ class Unit:
         refused: After `commit`, why some documents were left as they were.
         keyboards: What PTB's cache of callback data has, while this goes on.
         queries: Likewise, of which keyboards buttons were pressed.
+        shown: The keyboards among them that are stored.
         own: Documents that get a row though there is nothing in them, if `is_handled`.
-        tasks: Handlers with ``block=False``, which are a part of this.
+        task: What began it.
+        parts: Handlers with ``block=False``, and edits, that this does not end before.
+        is_update: Whether it is an update; otherwise, an edit outside of any.
+        is_edited: Whether all must be written or nothing, also if something cannot be stored.
         is_handled: Whether there was a handler for the update.
         is_over: Whether it has no documents any more.
     """
@@ -58,8 +63,12 @@ class Unit:
         self.refused: list[EncodeError] = []
         self.keyboards: dict[str, Any] = {}
         self.queries: dict[str, str] = {}
+        self.shown: set[str] = set()
         self.own: set[Name] = set()
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.task = asyncio.current_task()
+        self.parts: set[asyncio.Future[Any]] = set()
+        self.is_update = False
+        self.is_edited = False
         self.is_handled = False
         self.is_over = False
         self._transaction = transaction
@@ -129,6 +138,22 @@ class Unit:
             self.bot.text = theirs.text
         self._bot_version = version
 
+    async def wait_for_parts(self) -> None:
+        """Return when handlers with ``block=False`` are done, and edits in other tasks."""
+        while self.parts:
+            await asyncio.wait(self.parts)
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Have this wait until the body is done."""
+        part: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.parts.add(part)
+        try:
+            yield
+        finally:
+            self.parts.discard(part)
+            part.set_result(None)
+
     def text(self, key: str) -> bytes | None:
         """Return the text of a row that was read; None where there is none."""
         return self.rows[key][0] if key in self.rows else None
@@ -153,8 +178,8 @@ class Unit:
 
         Raises:
             LockError, ConflictError, UnavailableError, WriteError: As `Transaction.commit`.
+            EncodeError: For the first document that cannot be stored, if `is_edited`.
         """
-        self.is_over = True
         with self.shared.meter.transaction(self._written):
             version = await self._transaction.commit(self._changed)
         if self._written_bot is not None:
@@ -163,7 +188,6 @@ class Unit:
     async def _changed(self, lock: LockMore) -> Changed:
         changes = dict(self.changes)
         refused: dict[Name | None, EncodeError] = {}
-        changes = dict(self.changes)
         for name, document in self.documents.items():
             try:
                 text = self._text(name, document)
@@ -180,6 +204,8 @@ class Unit:
         except EncodeError as error:
             refused[None] = error
         self.refused = [*self._refused_rows, *refused.values()]
+        if self.is_edited and self.refused:
+            raise self.refused[0]
         self._written.clear()
         self._written |= changes
         return changes

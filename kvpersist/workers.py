@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
@@ -13,23 +13,21 @@ from telegram import Message, Update
 from telegram.ext import Application, BaseHandler, ExtBot, Job
 
 from kvpersist import conversations, keys
-from kvpersist.callback_cache import divide
-from kvpersist.callback_data import is_keyboard
-from kvpersist.callback_queries import keyboards_of, restore
 from kvpersist.codec import become
 from kvpersist.errors import (
     ConfigurationError,
-    DecodeError,
     EncodeError,
     KVPersistError,
     NotInMemoryError,
 )
 from kvpersist.keys import Name, Scope
 from kvpersist.persistence import checked, several
+from kvpersist.runs import is_of
 from kvpersist.shared import Shared
 from kvpersist.stores.store import Shareable
-from kvpersist.unit import Document, Unit, UnitDocuments
+from kvpersist.unit import UNIT, Document, Unit, UnitDocuments
 from kvpersist.updates import end_of_move, moved_by, unmark, used_by
+from kvpersist.worker_keyboards import WorkerKeyboards
 
 _NON_BLOCKING: Final = ":process_update_non_blocking:"
 """What PTB's names of tasks have in them that run a handler with ``block=False``."""
@@ -65,7 +63,8 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         self._handlers: list[conversations.Conversation] = []
         self._bot_text: bytes | None = None  # the `bot_data` that jobs see, as it was stored
         self._bot_news = 0  # how often that was another text
-        self._sent: dict[str, Any] = {}  # keyboards that no update has sent
+        self._keyboards: WorkerKeyboards | None = None
+        self._told: set[str] = set()
         self._writing: set[asyncio.Task[None]] = set()
         self._is_live = False
         self._trim_at = time.monotonic() + _TRIM_EVERY
@@ -77,13 +76,18 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         It replaces two private mappings of PTB's.
         """
         if self._kv.store_data.chat_data:
-            self._chat_data = UnitDocuments("chat", self._shared.unit)  # type: ignore[assignment]
+            self._chats = UnitDocuments("chat", self._shared.unit)
+            self._chat_data = self._chats  # type: ignore[assignment]
             self.chat_data = MappingProxyType(self._chat_data)
         if self._kv.store_data.user_data:
-            self._user_data = UnitDocuments("user", self._shared.unit)  # type: ignore[assignment]
+            self._users = UnitDocuments("user", self._shared.unit)
+            self._user_data = self._users  # type: ignore[assignment]
             self.user_data = MappingProxyType(self._user_data)
         if (cache := self._cache()) is not None:
-            divide(cache, self._keyboards, self._queries)
+            bot = cast("ExtBot[Any]", self.bot)
+            self._keyboards = WorkerKeyboards(
+                bot, cache, self._shared, self._kv.rows, self._begin_to_write
+            )
 
     @property
     def bot_data(self) -> Any:
@@ -94,7 +98,12 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
 
     @bot_data.setter
     def bot_data(self, value: Any) -> None:
-        self._bot_data = value
+        shared: Shared | None = getattr(self, "_shared", None)
+        unit = shared.unit() if shared is not None else None
+        if unit is None or unit.bot is None:
+            self._bot_data = value
+        else:
+            unit.bot.value = value
 
     async def initialize(self) -> None:
         """Open the store; see `Application.initialize`.
@@ -111,14 +120,15 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         except BaseException:
             self._kv.user = None
             raise
-        if self._kv.kind(None) is not None:
+        if self._kv.kind(None) is not None and not self._is_live:
             self._bot_text = self._shared.encode(None, self._bot_data)
         self._is_live = True
 
     async def shutdown(self) -> None:
         """Close the store; see `Application.shutdown`."""
-        while self._writing:
-            await asyncio.wait(self._writing)
+        loop = asyncio.get_running_loop()  # of another that has ended, nothing goes on
+        while writing := [task for task in self._writing if is_of(task, loop)]:
+            await asyncio.wait(writing)
         self._is_live = self.running
         try:
             await super().shutdown()
@@ -132,18 +142,20 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         Raises:
             ConfigurationError: It is a `ConversationHandler` that cannot be shared.
         """
-        more = [*conversations.find([handler])]
+        found = self._find_conversations(handler)
         super().add_handler(handler, group)
-        self._handlers += more
+        self._handlers = found
 
     def remove_handler(self, handler: BaseHandler[Any, Any, Any], group: int = 0) -> None:
         """Remove a handler; see `Application.remove_handler`."""
         super().remove_handler(handler, group)
         self._handlers = self._find_conversations()
 
-    def _find_conversations(self) -> list[conversations.Conversation]:
+    def _find_conversations(
+        self, *more: BaseHandler[Any, Any, Any]
+    ) -> list[conversations.Conversation]:
         handlers = [handler for group in self.handlers.values() for handler in group]
-        return [*conversations.find(handlers)]
+        return conversations.find([*handlers, *more])
 
     async def process_update(self, update: object) -> None:
         """Handle an update as `handle_update` does, and let error handlers hear what went wrong."""
@@ -184,16 +196,26 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
                 "a handler cannot handle another update; put it into application.update_queue"
             )
         own = {*used_by(update)}
+        names = own.union(moved_by(update))
         steps = self._steps(update)
         record = self._record(update)
-        reads = self._keyboard_rows(update)
-        names = own.union(moved_by(update))
-        async with self._shared.begin(names, locks=[*steps, *record], reads=reads) as unit:
-            if unit.rows.keys() & record:
-                return False
-            unit.own = own
-            unit.changes |= record
-            await self._handle(update, unit, steps)
+        keyboards = self._keyboards if isinstance(update, Update) else None
+        reads = keyboards.rows_of(cast("Update", update)) if keyboards is not None else ()
+        take_out: Callable[[], None] | None = None
+        try:
+            async with self._shared.begin(names, locks=[*steps, *record], reads=reads) as unit:
+                if unit.rows.keys() & record:
+                    return False
+                unit.is_update = True
+                unit.own = own
+                unit.changes |= record
+                if keyboards is not None:
+                    take_out = keyboards.show(cast("Update", update), unit)
+                await self._handle(update, unit, steps)
+        except BaseException:
+            if take_out is not None:
+                take_out()  # it may be handled again
+            raise
         await self._tell(unit.refused)
         return True
 
@@ -209,18 +231,14 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
             for row, step in steps.items():
                 if (text := unit.text(row)) is not None:
                     conversations.put(*step, self._kv.rows.decode(row, text))
-            shown = self._show_keyboards(update, unit)
             await super().process_update(update)
-            while unit.tasks:
-                await asyncio.wait(unit.tasks)
+            await unit.wait_for_parts()
         finally:
             states = {row: conversations.take(*step) for row, step in steps.items()}
         for row, state in states.items():
             unit.write(row, None if state is None else partial(self._kv.rows.encode, row, state))
-        for name in shown - unit.keyboards.keys():
-            unit.write(keys.keyboard_key(name), None)
-        for name in unit.keyboards.keys() - shown:
-            self._write_keyboard(unit, unit.keyboards[name])
+        if self._keyboards is not None:
+            self._keyboards.write(unit)
 
     def _steps(self, update: object) -> _Steps:
         """Return the conversations that an update may be a step of, by the keys of their rows."""
@@ -233,92 +251,41 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
             if key is not None
         }
 
-    def _keyboard_rows(self, update: object) -> list[str]:
-        if self._cache() is None or not isinstance(update, Update):
-            return []
-        return [keys.keyboard_key(name) for name in keyboards_of(update)]
-
-    def _show_keyboards(self, update: object, unit: Unit) -> set[str]:
-        """Have PTB find the data of the buttons in an update; return of which keyboards.
-
-        It has looked in vain when the update came in, before anything could be read.
-        """
-        if (cache := self._cache()) is None or not isinstance(update, Update):
-            return set()
-        shown = []
-        for key in self._keyboard_rows(update):
-            if (text := unit.text(key)) is not None:
-                document = self._kv.rows.decode(key, text)
-                if not is_keyboard(document):
-                    raise DecodeError("not a keyboard of kvpersist; mend or delete it", key=key)
-                if "buttons" in document:
-                    name = keys.keyboard_id(key)
-                    shown.append((name, document["access_time"], document["buttons"]))
-        cache.load_persistence_data((shown, {}))
-        restore(update)
-        cast("ExtBot[Any]", self.bot).insert_callback_data(update)
-        return {name for name, *_ in shown}
-
-    def _write_keyboard(self, unit: Unit, keyboard: Any) -> None:
-        name, access_time, buttons = keyboard.to_tuple()
-        document = {
-            "position": time.time_ns(),
-            "access_time": access_time,
-            "buttons": buttons,
-            "queries": {},
-        }
-        key = keys.keyboard_key(name)
-        unit.write(key, partial(self._kv.rows.encode, key, document))
-
     def _cache(self) -> Any:
         """Return PTB's cache of callback data, if it is to be kept."""
         if not self._kv.store_data.callback_data:
             return None  # PTB takes any `Bot` then
         return cast("ExtBot[Any]", self.bot).callback_data_cache
 
-    def _keyboards(self) -> MutableMapping[str, Any]:
-        unit = self._shared.unit()
-        return _Sent(self._note_sent) if unit is None else unit.keyboards
-
-    def _queries(self) -> MutableMapping[str, Any]:
-        unit = self._shared.unit()
-        return {} if unit is None else unit.queries
-
-    def _note_sent(self, name: str, keyboard: Any) -> None:
-        self._sent[name] = keyboard
-        task = asyncio.get_running_loop().create_task(self._write_sent(), name="kvpersist:keyboard")
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
-
-    async def _write_sent(self) -> None:
-        """Write the keyboards that no update has sent, but a job, for example."""
-        sent, self._sent = self._sent, {}
-        if not sent:
-            return
-        try:
-            async with self._shared.begin([]) as unit:
-                for keyboard in sent.values():
-                    self._write_keyboard(unit, keyboard)
-        except KVPersistError as error:
-            self._sent = sent | self._sent  # for the next time
-            await self.process_error(None, error)
-        else:
-            await self._tell(unit.refused)
-
     def create_task(
         self, coroutine: Any, update: object | None = None, *, name: str | None = None
     ) -> asyncio.Task[Any]:
         """Run a coroutine as a task; see `Application.create_task`.
 
-        An update waits for its handlers with ``block=False``, but not for tasks of the bot's own:
-        these use `KVPersistence.edit`.
+        An update waits for its handlers with ``block=False``. Tasks of the bot's own are no part of
+        it, and have no documents: they use `KVPersistence.edit`.
         """
-        task = super().create_task(coroutine, update, name=name)
+        is_step = name is not None and name.endswith(_STEP)
+        if is_step:
+            coroutine = conversations.stay_if_cancelled(coroutine)
         unit = self._shared.unit()
-        if unit is not None and name is not None and (_NON_BLOCKING in name or _STEP in name):
-            unit.tasks.add(task)
-            task.add_done_callback(unit.tasks.discard)
-        return task
+        if unit is not None and (is_step or (name is not None and _NON_BLOCKING in name)):
+            task = super().create_task(coroutine, update, name=name)
+            unit.parts.add(task)
+            task.add_done_callback(unit.parts.discard)
+            return task
+        token = UNIT.set(None)
+        try:
+            return super().create_task(coroutine, update, name=name)
+        finally:
+            UNIT.reset(token)
+
+    def add_error_handler(self, callback: Any, block: Any = True) -> None:  # noqa: ARG002
+        """Add an error handler; see `Application.add_error_handler`.
+
+        An update waits for it, also with ``block=False``: it has the documents of the update.
+        """
+        super().add_error_handler(callback)
 
     def drop_chat_data(self, chat_id: int) -> None:
         """Delete the data of a chat of this update, when that ends.
@@ -326,11 +293,17 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         Raises:
             NotInMemoryError: It is another's; `KVPersistence.load` it first.
         """
-        self._chat_data.pop(chat_id, None)
+        if self._kv.store_data.chat_data:
+            del self._chats[chat_id]
+        else:
+            super().drop_chat_data(chat_id)
 
     def drop_user_data(self, user_id: int) -> None:
         """Delete the data of a user of this update, when that ends. Raises as `drop_chat_data`."""
-        self._user_data.pop(user_id, None)
+        if self._kv.store_data.user_data:
+            del self._users[user_id]
+        else:
+            super().drop_user_data(user_id)
 
     def migrate_chat_data(
         self,
@@ -388,16 +361,38 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
                 "nothing can be written before"
             )
         await self._kv.handed_over(super().update_persistence)  # which empties PTB's own notes
+        for write in (self._write_sent, self._write_bot, self._trim):
+            await self._try(write)
+
+    async def _try(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Do something in the background; the error handlers hear of what cannot be stored once."""
         try:
-            await self._write_sent()
-            await self._write_bot()
-            await self._trim()
+            await write()
+        except EncodeError as error:
+            if str(error) not in self._told:
+                self._told = {str(error)}
+                await self.process_error(None, error)
         except KVPersistError as error:
             await self.process_error(None, error)
 
+    def _begin_to_write(self) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._try(self._write_sent), name="kvpersist:keyboard")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write_sent(self) -> None:
+        if self._keyboards is not None:
+            await self._tell(await self._keyboards.write_sent())
+
     async def _on_refresh(self, name: Name | None, _: Any) -> None:
         """Have a job see what others have made of ``bot_data``. What updates see they have read."""
-        if name is not None or self._shared.unit() is not None:
+        unit = self._shared.unit()
+        if unit is not None and unit.task is not asyncio.current_task():
+            # A job that a handler has planned, whose context its timer has taken along.
+            UNIT.set(None)
+            unit = None
+        if name is not None or unit is not None:
             return
         while True:
             news = self._bot_news
@@ -446,14 +441,3 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
     async def _tell(self, errors: Iterable[EncodeError]) -> None:
         for error in errors:
             await self.process_error(None, error)
-
-
-class _Sent(dict[str, Any]):
-    """Keyboards that are sent outside of any update: noted, and not to be found."""
-
-    def __init__(self, note: Callable[[str, Any], None]) -> None:
-        super().__init__()
-        self._note = note
-
-    def __setitem__(self, name: str, keyboard: Any) -> None:
-        self._note(name, keyboard)

@@ -7,10 +7,11 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,8 +19,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from bot_api_server import TOKEN, BotApiServer, Person
-from stored import pickle_rows, sqlite_rows
-from tour import READERS, BotProcess
+from bot_process import BotProcess
+from stored import SqliteWatch, pickle_rows, sqlite_rows
+from tour import READERS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 BOT = EXAMPLES / "message_logger.py"
@@ -192,8 +194,7 @@ class TestMessageLogger:
         """/forget erases what was said before its answer, and nothing that is said after it."""
         data = tmp_path / "bot.db"
         command = [sys.executable, str(BOT), str(data), "--persistence", persistence]
-        environment = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "no_proxy": "*"}
-        async with BotProcess(command, {**os.environ, **environment}, tmp_path / "log") as bot:
+        async with BotProcess(command, server, tmp_path / "log") as bot:
             await bot.start()
             for text, answer in [
                 ("a secret", "Noted: message 1."),
@@ -213,8 +214,7 @@ class TestMessageLogger:
         """An answer is a promise: text and step are in the file in the moment in which it comes."""
         data = tmp_path / "bot.db"
         command = [sys.executable, str(BOT), str(data)]
-        environment = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "no_proxy": "*"}
-        async with BotProcess(command, {**os.environ, **environment}, tmp_path / "log") as bot:
+        async with BotProcess(command, server, tmp_path / "log") as bot:
             for round_, person in enumerate([ADA, BO, Person(3, "Cy"), Person(4, "Di")]):
                 await bot.start()
                 server.say(person, "/introduce")
@@ -233,8 +233,7 @@ class TestMessageLogger:
     ) -> None:
         """/show_data sends more than one message when Telegram would refuse one that long."""
         command = [sys.executable, str(BOT), str(tmp_path / "bot.db")]
-        environment = {"BOT_API": server.base_url, "BOT_TOKEN": TOKEN, "no_proxy": "*"}
-        async with BotProcess(command, {**os.environ, **environment}, tmp_path / "log") as bot:
+        async with BotProcess(command, server, tmp_path / "log") as bot:
             await bot.start()
             server.say(ADA, "x" * 3000)
             await server.reply(ADA)
@@ -430,3 +429,17 @@ class TestStored:
         (tmp_path / "bot.pickle").write_bytes(b"\x80\x05\x95\x10")
         with pytest.raises(EOFError, match="cut off"):
             pickle_rows(tmp_path / "bot.pickle")
+
+    def test_a_watch_sees_each_commit_once(self, bot_db: Path) -> None:
+        """A look without a commit since the last one reads no rows, and no look holds anything."""
+        with closing(sqlite3.connect(bot_db, isolation_level=None)) as bot:
+            bot.execute("PRAGMA journal_mode=WAL")
+            bot.execute("CREATE TABLE documents (key, value, version, updated_at)")
+            watch = SqliteWatch(bot_db)
+            assert watch.changed_rows() == []
+            assert watch.changed_rows() is None
+            bot.execute("INSERT INTO documents VALUES ('bot', '{}', 1, 0)")
+            assert watch.changed_rows() == [("bot", {}, 1, 0)]
+            assert watch.changed_rows() is None
+            assert bot.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+            watch.close()

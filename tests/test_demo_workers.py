@@ -130,12 +130,14 @@ def test_fails_when_workers_do_not_lock(tmp_path: Path) -> None:
     unlocked = (
         "from kvpersist.stores import postgres_transaction as it\n"
         "it.LOCK = it.LOCK.replace('$1, $2', \"$1, ($2::bigint[])[1:0]\")\n"
-        "it.WRITE = it.WRITE.replace('old.xmin::text::bigint = given.version', 'true')\n"
-        "from kvpersist import shared\n"
-        "class Open:\n"
-        "    async def __aenter__(self): pass\n"
-        "    async def __aexit__(self, *_): pass\n"
-        "shared.asyncio.Lock = Open\n"
+        "from kvpersist.stores.postgres_statements import STATE\n"
+        "it.WRITE = it.WRITE.replace(STATE.format(row='old') + ' = given.version', 'true')\n"
+        "from kvpersist import turns\n"
+        "class Open(turns.asyncio.Lock):\n"
+        "    async def acquire(self): return True\n"
+        "    def locked(self): return False\n"
+        "    def release(self): pass\n"
+        "turns.asyncio.Lock = Open\n"
     )
     done = tour("--worker", script(tmp_path, unlocked))
     assert done.returncode == 1

@@ -439,6 +439,28 @@ async def test_who_looks_for_commits_of_others_while_a_file_is_closed_looks_agai
     await store.close()
 
 
+async def test_a_look_for_commits_of_others_that_fails_is_a_read_that_fails(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file's name; those who wait for their turn look themselves."""
+    store = SqliteStore(bot_db)
+    await store.open()
+    with closing(sqlite3.connect(bot_db)) as other, other:
+        other.execute("INSERT INTO documents VALUES ('chat/1', '{}', 1, 0)")
+
+    def fail(_: FileConnection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileConnection, "look_from_outside", fail)
+        looks = (store.see_others(), store.see_others())
+        for error in await asyncio.gather(*looks, return_exceptions=True):
+            assert isinstance(error, ReadError)
+            assert str(error) == f"{bot_db}: disk I/O error"
+    await store.see_others()
+    await store.close()
+
+
 async def test_those_who_look_for_commits_of_others_at_one_moment_look_once(
     bot_db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

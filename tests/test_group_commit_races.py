@@ -557,3 +557,19 @@ async def test_a_read_that_is_overtaken_by_rows_that_are_left_elsewhere_gives_th
         await commits.close()
     store.delivery.set()
     assert await reading == {"chat/1": b"2"}
+
+
+async def test_a_store_that_cannot_be_closed_says_so_though_nothing_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In its own words; what is written after that is written."""
+    store = RescuingStore()
+    commits = GroupCommit(store)
+    await commits.write({"chat/1": b"1"})
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "close", _fail_to_close)
+        with pytest.raises(WriteError, match="^the log is not saved$"):
+            await commits.close()
+    await commits.write({"chat/1": b"2"})
+    await commits.close()
+    assert store.commits == [{"chat/1": b"1"}, {"chat/1": b"2"}]

@@ -23,6 +23,7 @@ from stores import SlowStore, stored
 
 from kvpersist import KVPersistence, MemoryStore, SqliteStore, StoreInUseError
 from kvpersist.stores import sqlite_file
+from kvpersist.stores.daemon import begin_in_daemon
 from kvpersist.stores.sqlite_statements import _PUT
 from kvpersist.stores.sqlite_thread import SqliteThread
 
@@ -377,3 +378,49 @@ def test_a_forked_child_that_uses_the_persistence_is_told_whose_it_is(
     assert re.match(said, ran.stdout), ran.stdout + ran.stderr
     assert ran.returncode == 0, ran.stderr
     assert stored(bot_db) == {f"chat/{chat}": {"n": chat} for chat in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_nobody_waits_for_any_more_is_discarded(*, fails: bool) -> None:
+    """A result that comes after its future was cancelled; an error is nobody's."""
+    may_end, discarded = threading.Event(), threading.Event()
+
+    def work() -> int:
+        assert may_end.wait(60)
+        if fails:
+            raise LookupError
+        return 5
+
+    waiting = begin_in_daemon(work, lambda _: discarded.set())
+    waiting.cancel()
+    (thread,) = (each for each in threading.enumerate() if each.name == "kvpersist:daemon")
+    may_end.set()
+    await asyncio.to_thread(thread.join)
+    await asyncio.sleep(0)
+    assert discarded.is_set() != fails
+
+
+def test_an_opening_that_was_cancelled_on_another_loop_is_not_waited_for(
+    bot_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That loop may have ended, so that nobody would hear of its end."""
+    store = SqliteStore(bot_db)
+    may_open = threading.Event()
+    open_file = sqlite_file.open_file
+
+    def open_late(*arguments: Any) -> sqlite_file.FileConnection:
+        assert may_open.wait(60)
+        return open_file(*arguments)
+
+    async def begin() -> None:
+        asyncio.ensure_future(store.open())  # noqa: RUF006  asyncio.run cancels it
+        await asyncio.sleep(0.01)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvpersist.stores.sqlite.open_file", open_late)
+        asyncio.run(begin())
+        asyncio.run(store.close())
+        may_open.set()
+        wait_for_threads()
+    asyncio.run(store.open())
+    asyncio.run(store.close())

@@ -40,7 +40,8 @@ def test_each_key_is_what_the_one_has_made_of_it_who_has_changed_it(
         changed_by_them = is_theirs.get(key) != was.get(key)
         wanted = is_mine.get(key) if changed_by_me else is_theirs.get(key)
         assert texts(result).get(key) == wanted
-        assert (key in conflicts) == (changed_by_me and changed_by_them)
+        is_same = is_mine.get(key) == is_theirs.get(key)
+        assert (key in conflicts) == (changed_by_me and changed_by_them and not is_same)
 
 
 @given(DOCUMENTS, DOCUMENTS)
@@ -48,6 +49,7 @@ def test_what_only_one_has_changed_is_all_there_is(base: Any, other: Any) -> Non
     """Whichever of the two it is."""
     assert merged(base, base, other) == (other, [])
     assert merged(base, other, base) == (other, [])
+    assert merged(base, other, other) == (other, [])
 
 
 def test_true_is_not_one() -> None:

@@ -109,7 +109,7 @@ async def test_what_can_be_read_of_a_damaged_file_can_be_saved(tmp_path: Path) -
 def test_the_commands_exist() -> None:
     """Every make target that the README names is in the Makefile."""
     targets = set(re.findall(r"`make ([\w-]+)", README + WORKERS))
-    assert {"demo", "demo-workers", "test"} <= targets
+    assert {"demo", "demo-web", "demo-workers", "test"} <= targets
     assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 

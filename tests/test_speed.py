@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -159,18 +160,23 @@ async def test_what_others_wrote_shows_while_the_bot_is_writing(
     await store.open()
     before = await store.see_others()
     look = FileConnection.look
+    may_go_on = threading.Event()
 
     def edited(self: FileConnection) -> None:
         monkeypatch.setattr(FileConnection, "look", look)
         with closing(sqlite3.connect(tmp_path / "bot.db")) as other, other:
             other.execute("INSERT INTO documents VALUES ('chat/9', '{}', 1, 0)")
+        assert may_go_on.wait(60)
         look(self)
 
     monkeypatch.setattr(FileConnection, "look", edited)
     writing = asyncio.create_task(store.apply({"chat/1": b"{}"}))
     while store.others_seen() is not None:  # noqa: ASYNC110  a thread is at work
         await asyncio.sleep(0)
-    assert await store.see_others() > before
+    looking = asyncio.create_task(store.see_others())
+    await asyncio.sleep(0)
+    may_go_on.set()
+    assert await looking > before
     await writing
     await store.close()
     assert store.others_seen() is None

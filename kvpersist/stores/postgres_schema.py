@@ -8,6 +8,7 @@ import asyncpg
 
 from kvpersist.errors import NewerSchemaError, NotAStoreError, OpenError
 from kvpersist.stores.postgres_owner import lock_key
+from kvpersist.stores.postgres_statements import STATE
 
 if TYPE_CHECKING:
     Connection: TypeAlias = (
@@ -79,8 +80,6 @@ _SERVER: Final = """
     SELECT current_setting('server_encoding') = 'UTF8'
        AND '{"b": 1.0, "a":1, "a":2}'::json::text = '{"b": 1.0, "a":1, "a":2}'
 """
-# xmin, the transaction that wrote a row, and not the column "version": programs that edit rows by
-# hand need not count there, and one that deletes a row and inserts it begins to count anew.
 # plpgsql, because each statement of such a function sees what was committed until then: what reads
 # the rows sees all that those have written who held the locks before. A statement of its own would
 # cost a round trip more, and one for both would see the rows as they were before it waited.
@@ -100,8 +99,7 @@ BEGIN
                stored.version
         FROM unnest(keys, known) AS wanted (key, version)
         JOIN (
-            SELECT documents.key, documents.value, documents.xmin::text::bigint AS version
-            FROM {schema}.documents
+            SELECT documents.key, documents.value, {state} AS version FROM {schema}.documents
         ) AS stored ON stored.key = wanted.key;
 END
 """
@@ -166,7 +164,7 @@ async def _create(connection: Connection, schema: str) -> None:
 
 
 async def _create_lock(connection: Connection, schema: str) -> None:
-    body = _LOCK.format(schema=quoted(schema))
+    body = _LOCK.format(schema=quoted(schema), state=STATE.format(row="documents"))
     if not await connection.fetchval(_HAS_LOCK, schema, body):
         await connection.execute(_CREATE_LOCK.format(schema=quoted(schema), body=body))
 

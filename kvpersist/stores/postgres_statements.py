@@ -58,6 +58,13 @@ BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 COMMIT: Final = "COMMIT AND CHAIN"
 ROLLBACK: Final = "ROLLBACK AND CHAIN"
 LOCK: Final = "SELECT key, value, version FROM {schema}.kvpersist_lock($1, $2, $3, $4, $5, $6)"
+STATE: Final = "({row}.updated_at % 2147483648 * 4294967296 + {row}.xmin::text::bigint)"
+"""What tells whether a row was written since: the transaction that has written it, and when.
+
+Not the column ``version``: programs that edit rows by hand need not count there, and one that
+deletes a row and inserts it begins to count anew. The time beside the transaction's number, since a
+server gives that to another one if it has lost the first in a crash.
+"""
 WRITE: Final = """
     WITH given AS (
         SELECT * FROM unnest($1::text[], $2::json[], $3::bigint[]) AS given (key, value, version)
@@ -65,7 +72,7 @@ WRITE: Final = """
     removed AS (
         DELETE FROM {schema}.documents AS old USING given
         WHERE old.key = given.key AND given.value IS NULL
-          AND old.xmin::text::bigint = given.version
+          AND {state} = given.version
         RETURNING old.key
     ),
     replaced AS (
@@ -73,7 +80,7 @@ WRITE: Final = """
         SET value = given.value, version = old.version + 1, updated_at = $4
         FROM given
         WHERE old.key = given.key AND given.value IS NOT NULL
-          AND old.xmin::text::bigint = given.version
+          AND {state} = given.version
         RETURNING old.key
     ),
     added AS (
@@ -85,12 +92,12 @@ WRITE: Final = """
     SELECT pg_current_xact_id()::text, ARRAY(
         SELECT key FROM removed UNION ALL SELECT key FROM replaced UNION ALL SELECT key FROM added
     )
-"""
-"""It has no fence, as `APPLY` has, but what xmin of each row must still be; 0 for a new one."""
+""".replace("{state}", STATE.format(row="old"))
+"""It has no fence, as `APPLY` has, but the state that each row must be in; 0 for a new one."""
 SETTLE: Final = """
-    SELECT pg_xact_status($1::text::xid8), count(*) FROM {schema}.documents
-    WHERE key = ANY($2::text[]) AND xmin::text::bigint = $3 AND updated_at = $4
-"""
+    SELECT pg_xact_status($1::text::xid8), count(*) FROM {schema}.documents AS old
+    WHERE key = ANY($2::text[]) AND {state} = $3
+""".replace("{state}", STATE.format(row="old"))
 HOLDERS: Final = """
     SELECT (classid::bigint << 32) | objid::bigint AS lock, pid FROM pg_locks
     WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid <> pg_backend_pid()

@@ -95,6 +95,7 @@ class PostgresTransaction:
         self._sent: _Sent | None = None  # that whose end nobody has seen
         self._was_committed = False  # by a connection that was lost
         self._is_committed = False
+        self._is_over = False
         self._failure: StoreError | None = None
 
     async def lock(
@@ -112,7 +113,7 @@ class PostgresTransaction:
         """Write, and let others have the documents; see `Transaction.commit`."""
         async with self._turn:
             await self._do(lambda: self._commit(prepare))
-        return _xmin(self._sent.transaction) if self._sent is not None else 0
+        return _state(self._sent) if self._sent is not None else 0
 
     async def end(self, *, at_once: bool) -> None:
         """Let others have the documents, if that was not done; nothing that is left is written.
@@ -120,6 +121,10 @@ class PostgresTransaction:
         Args:
             at_once: Whether not to wait for the server, because whoever calls was cancelled.
         """
+        self._is_over = True  # for tasks that still wait for documents
+        await self._leave(at_once=at_once)
+
+    async def _leave(self, *, at_once: bool) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -134,16 +139,18 @@ class PostgresTransaction:
 
     async def _do(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do something in the transaction; if the server is gone, begin it again, for a while."""
-        if self._failure is not None:
-            raise self._failure
         end = time.monotonic() + self._timeout
         while True:
+            if self._failure is not None:
+                raise self._failure
+            if self._is_over:
+                raise UnavailableError(self._over)
             try:
                 if self._connection is None:
                     await self._begin()
                 return await action()
             except LOST as error:
-                await self.end(at_once=True)
+                await self._leave(at_once=True)
                 if time.monotonic() > end:
                     doubt = _DOUBT if self._sent is not None else ""
                     self._fail(UnavailableError(f"{self._shown}: {words(error)}{doubt}"), error)
@@ -158,6 +165,10 @@ class PostgresTransaction:
         self._failure = failure
         raise failure from cause
 
+    @property
+    def _over(self) -> str:
+        return f"{self._shown}: the update, or the edit, that this is a part of is over"
+
     async def _meaning(self, error: BaseException) -> StoreError:
         """Return what an error says that another connection would not mend."""
         if isinstance(error, asyncpg.LockNotAvailableError):
@@ -170,7 +181,11 @@ class PostgresTransaction:
 
     async def _begin(self) -> None:
         """Begin, and have the same documents as before, if there was a before."""
-        self._connection = await self._begun.acquire()
+        connection = await self._begun.acquire()
+        if self._is_over:
+            self._begun.release(connection, is_begun=True)
+            raise UnavailableError(self._over)
+        self._connection = connection
         if not self._locked and self._sent is None:
             return
         found = await self._fetch_locked(self._locked, self._locked, self._locked)
@@ -192,10 +207,10 @@ class PostgresTransaction:
         """
         try:
             ((status, traces),) = await self._fetch(
-                SETTLE, sent.transaction, [*sent.changes], _xmin(sent.transaction), sent.at
+                SETTLE, sent.transaction, [*sent.changes], _state(sent)
             )
         except asyncpg.InvalidParameterValueError:  # of a future that this server never had
-            await self.end(at_once=True)
+            await self._leave(at_once=True)
             self._sent = None
             raise ConnectionError("it was lost with the server that it was sent to") from None
         if status != "committed" or traces:
@@ -241,7 +256,7 @@ class PostgresTransaction:
         except LOST:
             if changes:
                 raise
-            await self.end(at_once=True)
+            await self._leave(at_once=True)
         self._is_committed = True
 
     async def _write(self, changes: Changed) -> _Sent:
@@ -298,6 +313,6 @@ def _lock_of(schema: str, key: str) -> int:
     return lock_key("document", f"{schema} {key}")
 
 
-def _xmin(transaction: str) -> int:
-    """Return what a row shows of the transaction that has written it."""
-    return int(transaction) % 2**32
+def _state(sent: _Sent) -> int:
+    """Return what `STATE` is of the rows that were written."""
+    return sent.at % 2**31 * 2**32 + int(sent.transaction) % 2**32

@@ -525,7 +525,7 @@ class _Opened:
 
 
 _STORES: Final[WeakSet[SqliteStore]] = WeakSet()
-_INHERITED: Final[list[_Opened | None]] = []
+_INHERITED: Final[list[_Opened]] = []
 """What a forked child must not use, and not close either: so it is never let go of."""
 
 
@@ -536,8 +536,9 @@ def _leave_to_parent() -> None:  # pragma: no cover  a forked child is not measu
     2.6). Nor are its threads there, one of which may have held a lock that nobody lets go of now.
     """
     for store in list(_STORES):
-        _INHERITED.append(store._opened)  # noqa: SLF001  its own class
-        store._opened = None  # noqa: SLF001  its own class
+        if (opened := store._opened) is not None:  # noqa: SLF001  its own class
+            _INHERITED.append(opened)
+            store._opened = None  # noqa: SLF001  its own class
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
