@@ -83,6 +83,7 @@ def test_lower_layers_do_not_know_telegram() -> None:
         "kvpersist.pickles",
         "kvpersist.telegram_objects",
         "kvpersist.updates",
+        "kvpersist.worker_keyboards",
         "kvpersist.workers",
     }
     for module in pkgutil.walk_packages(kvpersist.__path__, "kvpersist."):
