@@ -34,7 +34,7 @@ class Turns:
         try:
             for key in sorted(set(keys)):  # in one order, so that no two wait for each other
                 lock = self._locks.setdefault(key, asyncio.Lock())
-                if not await self._acquire(lock):
+                if not await acquired(lock, self._timeout):
                     raise LockError(
                         f"another update of this worker has not given it back for "
                         f"{self._timeout:g} seconds: see what its handlers wait for, or give "
@@ -47,16 +47,17 @@ class Turns:
             for lock in reversed(taken):
                 lock.release()
 
-    async def _acquire(self, lock: asyncio.Lock) -> bool:
-        """Wait for a lock; return whether it came in time."""
-        if not lock.locked():
-            return await lock.acquire()
-        acquiring = asyncio.ensure_future(lock.acquire())
-        try:
-            # Not `wait_for`, which may lose a lock that it has got when it is cancelled.
-            await asyncio.wait([acquiring], timeout=self._timeout)
-        except BaseException:
-            if not acquiring.cancel() and not acquiring.cancelled():
-                lock.release()
-            raise
-        return acquiring.done() or not acquiring.cancel()
+
+async def acquired(lock: asyncio.Lock | asyncio.Semaphore, timeout: float) -> bool:
+    """Wait for a lock for at most `timeout` seconds; return whether it came in time."""
+    if not lock.locked():
+        return await lock.acquire()
+    acquiring = asyncio.ensure_future(lock.acquire())
+    try:
+        # Not `wait_for`, which may lose a lock that it has got when it is cancelled.
+        await asyncio.wait([acquiring], timeout=timeout)
+    except BaseException:
+        if not acquiring.cancel() and not acquiring.cancelled():
+            lock.release()
+        raise
+    return acquiring.done() or not acquiring.cancel()

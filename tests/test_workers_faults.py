@@ -541,7 +541,7 @@ async def test_ten_workers_can_start_at_once(bot: PostgresStorage) -> None:
         store.share()
     await asyncio.gather(*(store.open() for store in stores))
     await asyncio.gather(*(store.close() for store in stores))
-    query = "SELECT count(*) FROM pg_proc WHERE proname = 'kvpersist_lock' AND prosrc ~ $1"
+    query = "SELECT count(*) FROM pg_proc WHERE proname = 'kvpersist_lock_1' AND prosrc ~ $1"
     assert bot.server.query(query, rf"{bot.schema}\M") == [(1,)]
 
 

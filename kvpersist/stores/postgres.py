@@ -384,6 +384,7 @@ class PostgresStore:
             self._pool_size,
             self._lock_timeout,
             self._options,
+            patience=self.patience,
             is_shared=self._is_shared,
         )
         try:

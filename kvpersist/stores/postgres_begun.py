@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
+from kvpersist.errors import UnavailableError
 from kvpersist.stores.postgres_statements import BEGIN
+from kvpersist.turns import acquired
 
 if TYPE_CHECKING:
     import asyncpg
@@ -26,20 +28,32 @@ class BegunConnections:
     Args:
         connect: Makes a connection.
         size: How many can be used at the same time.
+        patience: Seconds to wait for one that others use.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], size: int, patience: float
+    ) -> None:
         self._connect = connect
+        self._size = size
+        self._patience = patience
         self._free = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._is_closed = False
 
     async def acquire(self) -> Connection:
         """Return a connection that nobody else uses; wait for one if that is needed.
 
         Raises:
+            UnavailableError: None has become free in time.
             Exception: Those of asyncpg.
         """
-        await self._free.acquire()
+        if not await acquired(self._free, self._patience):
+            raise UnavailableError(
+                f"as many updates and edits as pool_size={self._size} allows have gone on for "
+                f"{self._patience:g} seconds: see what their handlers wait for (an edit in another "
+                "task needs a connection of its own), or give PostgresStore another pool_size"
+            )
         try:
             while self._idle:  # the one that was used last, so that others are left to time out
                 if not (connection := self._idle.pop()).is_closed():
@@ -59,15 +73,19 @@ class BegunConnections:
         return connection
 
     def release(self, connection: Connection, *, is_begun: bool) -> None:
-        """Give a connection back; one on which no new transaction has begun is closed."""
-        if is_begun and not connection.is_closed():
+        """Give a connection back.
+
+        One on which no new transaction has begun is closed, and so is any after `close`.
+        """
+        if is_begun and not self._is_closed and not connection.is_closed():
             self._idle.append(connection)
         else:
             connection.terminate()
         self._free.release()
 
     async def close(self, timeout: float) -> None:
-        """Disconnect those that nobody uses, within `timeout` seconds."""
+        """Disconnect those that nobody uses, within `timeout` seconds; others when they end."""
+        self._is_closed = True
         while self._idle:
             with suppress(Exception):  # asyncpg terminates what it cannot close
                 await self._idle.pop().close(timeout=timeout)

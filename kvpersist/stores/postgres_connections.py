@@ -31,6 +31,7 @@ class Connections:
         pool_size: The most connections of the pool.
         lock_timeout: Seconds to wait for the lock.
         options: Those of ``asyncpg.connect``, ``timeout`` and ``statement_cache_size`` among them.
+        patience: Seconds to wait for one of `transactions`.
         is_shared: Whether workers share the schema; then there is `transactions`.
 
     Attributes:
@@ -50,6 +51,7 @@ class Connections:
         lock_timeout: float,
         options: dict[str, Any],
         *,
+        patience: float,
         is_shared: bool,
     ) -> None:
         self._url = url
@@ -64,7 +66,9 @@ class Connections:
             connect=self._connect,
             reset=_keep,
         )
-        self.transactions = BegunConnections(self._connect, pool_size) if is_shared else None
+        self.transactions = (
+            BegunConnections(self._connect, pool_size, patience) if is_shared else None
+        )
         self.lock = OwnerLock(self._connect, schema, lock_timeout, is_shared=is_shared)
         self.loop = asyncio.get_running_loop()
         self.epoch: int | None = None

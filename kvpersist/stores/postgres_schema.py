@@ -8,7 +8,7 @@ import asyncpg
 
 from kvpersist.errors import NewerSchemaError, NotAStoreError, OpenError
 from kvpersist.stores.postgres_owner import lock_key
-from kvpersist.stores.postgres_statements import STATE
+from kvpersist.stores.postgres_statements import LOCK_NAME, STATE
 
 if TYPE_CHECKING:
     Connection: TypeAlias = (
@@ -104,14 +104,14 @@ BEGIN
 END
 """
 _CREATE_LOCK: Final = """
-    CREATE OR REPLACE FUNCTION {schema}.kvpersist_lock(
+    CREATE OR REPLACE FUNCTION {schema}.{name}(
         owner bigint, locks bigint[], keys text[], known bigint[], wait text, hold text
     ) RETURNS TABLE (key text, value json, version bigint)
     LANGUAGE plpgsql AS $kvpersist${body}$kvpersist$
 """
 _HAS_LOCK: Final = """
     SELECT count(*) FROM pg_proc JOIN pg_namespace ON pg_namespace.oid = pronamespace
-    WHERE nspname = $1 AND proname = 'kvpersist_lock' AND prosrc = $2
+    WHERE nspname = $1 AND proname = $2 AND prosrc = $3
 """
 _VERSION: Final = "SELECT version FROM {schema}.kvpersist_schema"
 _HAS_SCHEMA: Final = "SELECT count(*) FROM pg_namespace WHERE nspname = $1"
@@ -165,8 +165,9 @@ async def _create(connection: Connection, schema: str) -> None:
 
 async def _create_lock(connection: Connection, schema: str) -> None:
     body = _LOCK.format(schema=quoted(schema), state=STATE.format(row="documents"))
-    if not await connection.fetchval(_HAS_LOCK, schema, body):
-        await connection.execute(_CREATE_LOCK.format(schema=quoted(schema), body=body))
+    if not await connection.fetchval(_HAS_LOCK, schema, LOCK_NAME, body):
+        create = _CREATE_LOCK.format(schema=quoted(schema), name=LOCK_NAME, body=body)
+        await connection.execute(create)
 
 
 async def has_tables(connection: Connection, schema: str) -> bool:

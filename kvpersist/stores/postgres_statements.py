@@ -57,7 +57,14 @@ SET_ASIDE: Final = """
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 COMMIT: Final = "COMMIT AND CHAIN"
 ROLLBACK: Final = "ROLLBACK AND CHAIN"
-LOCK: Final = "SELECT key, value, version FROM {schema}.kvpersist_lock($1, $2, $3, $4, $5, $6)"
+LOCK_NAME: Final = "kvpersist_lock_1"
+"""The function that locks and reads. One that does anything else has another number.
+
+Else the workers of two versions would replace each other's, while one after the other is updated.
+"""
+LOCK: Final = "SELECT key, value, version FROM {schema}.{name}($1, $2, $3, $4, $5, $6)".replace(
+    "{name}", LOCK_NAME
+)
 STATE: Final = "({row}.updated_at % 2147483648 * 4294967296 + {row}.xmin::text::bigint)"
 """What tells whether a row was written since: the transaction that has written it, and when.
 
@@ -98,6 +105,14 @@ SETTLE: Final = """
     SELECT pg_xact_status($1::text::xid8), count(*) FROM {schema}.documents AS old
     WHERE key = ANY($2::text[]) AND {state} = $3
 """.replace("{state}", STATE.format(row="old"))
+CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'kvpersist', '')"
+"""Something written, that changes nothing; whoever commits it waits for synchronous standbys.
+
+And these have then all that was committed before. An earlier commit need not have waited for them:
+the server makes it, but without them, if its process is ended while it waits. A number alone, of
+``pg_current_xact_id``, is nothing written. Every user may call the function.
+https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION
+"""
 HOLDERS: Final = """
     SELECT (classid::bigint << 32) | objid::bigint AS lock, pid FROM pg_locks
     WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid <> pg_backend_pid()

@@ -23,6 +23,7 @@ from kvpersist.stores.postgres_owner import in_use, lock_key
 from kvpersist.stores.postgres_schema import quoted
 from kvpersist.stores.postgres_statements import (
     COMMIT,
+    CONFIRM,
     HOLDERS,
     LOCK,
     ROLLBACK,
@@ -107,7 +108,13 @@ class PostgresTransaction:
     ) -> dict[str, Versioned]:
         """Lock documents, read them and others; see `Transaction.lock`."""
         async with self._turn:
-            return await self._do(lambda: self._lock(keys, reads, known or {}))
+            try:
+                return await self._do(lambda: self._lock(keys, reads, known or {}))
+            except asyncio.CancelledError:
+                # The server cancels the statement and takes back all locks, or it was too late to.
+                # Whichever it was, all of them are taken again with what comes next.
+                await self._leave(at_once=True)
+                raise
 
     async def commit(self, prepare: Callable[[LockMore], Awaitable[Changed]]) -> int:
         """Write, and let others have the documents; see `Transaction.commit`."""
@@ -152,16 +159,16 @@ class PostgresTransaction:
             except LOST as error:
                 await self._leave(at_once=True)
                 if time.monotonic() > end:
-                    doubt = _DOUBT if self._sent is not None else ""
-                    self._fail(UnavailableError(f"{self._shown}: {words(error)}{doubt}"), error)
+                    self._fail(UnavailableError(f"{self._shown}: {words(error)}"), error)
             except FAILURES as error:
                 self._fail(await self._meaning(error), error)
             except StoreError as error:
-                self._failure = error
-                raise
+                self._fail(error, error.__cause__)
             await asyncio.sleep(_RETRY_DELAY)
 
-    def _fail(self, failure: StoreError, cause: BaseException) -> NoReturn:
+    def _fail(self, failure: StoreError, cause: BaseException | None) -> NoReturn:
+        if self._sent is not None:  # whatever it was that kept it from being settled
+            failure = UnavailableError(f"{failure}{_DOUBT}")
         self._failure = failure
         raise failure from cause
 
@@ -217,7 +224,7 @@ class PostgresTransaction:
             return bool(traces)
         if changed and any(sent.changes.values()):
             raise UnavailableError(
-                f"{self._shown}: somebody else has written {some_of([*changed])} since{_DOUBT}"
+                f"{self._shown}: somebody else has written {some_of([*changed])} since"
             )
         return bool(changed)  # what was to be removed is gone
 
@@ -246,17 +253,20 @@ class PostgresTransaction:
 
     async def _commit(self, prepare: Callable[[LockMore], Awaitable[Changed]]) -> None:
         if self._was_committed:
-            return
-        if changes := await prepare(self._lock):
+            await self._fetch(CONFIRM)
+        elif changes := await prepare(self._lock):
             self._sent = await self._write(changes)
         connection = self._connection
         assert connection is not None  # noqa: S101  `_begin` has set it
         try:
             await connection.execute(COMMIT)
         except LOST:
-            if changes:
+            if self._sent is not None:
                 raise
             await self._leave(at_once=True)
+        except FAILURES:  # the server refuses it, so that there is no doubt
+            self._sent = self._sent if self._was_committed else None
+            raise
         self._is_committed = True
 
     async def _write(self, changes: Changed) -> _Sent:
