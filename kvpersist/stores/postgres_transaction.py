@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 _RETRY_DELAY: Final = 0.2
 """Seconds between two tries to reach a server that is gone."""
+_MOMENT: Final = 1.0
+"""Seconds for a server to end a connection that has a statement under way."""
 _DOUBT: Final = "; the answer to a commit was lost, and nobody can say yet whether it was made"
 
 
@@ -126,7 +128,8 @@ class PostgresTransaction:
         """Let others have the documents, if that was not done; nothing that is left is written.
 
         Args:
-            at_once: Whether not to wait for the server, because whoever calls was cancelled.
+            at_once: Whether not to wait for the server for more than a moment, because whoever
+                calls was cancelled, or it is gone.
         """
         self._is_over = True  # for tasks that still wait for documents
         await self._leave(at_once=at_once)
@@ -137,8 +140,12 @@ class PostgresTransaction:
             return
         is_begun = self._is_committed
         try:
-            if not is_begun and not at_once:
-                with suppress(*FAILURES):
+            with suppress(*FAILURES):
+                if not is_begun and at_once:
+                    # Not just cut: a statement that waits for a lock would go on waiting, and keep
+                    # the locks that it has. This cancels it.
+                    await asyncio.wait_for(connection.close(), _MOMENT)
+                elif not is_begun:
                     await connection.execute(ROLLBACK, timeout=self._timeout)
                     is_begun = True
         finally:
