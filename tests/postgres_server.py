@@ -44,18 +44,33 @@ class PostgresServer(LocalPostgres):
 
     def kill(self) -> None:
         """Kill it and all its children, as the machine's end would."""
+        children = self.pause()
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)  # so that it has no more children
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         self.process.kill()
-        for child in children.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+        _signal(children, signal.SIGKILL)
         self.process.wait()
         # One that still writes would do so into the files of the next server.
-        while any(_is_alive(int(child)) for child in children.split()):
+        while any(_is_alive(child) for child in children):
             pass
         (self._data / "postmaster.pid").unlink(missing_ok=True)
+
+    def pause(self) -> list[int]:
+        """Have it and all its children do nothing until `go_on`; return the children."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)  # so that it has no more children
+        children = self._children()
+        _signal(children, signal.SIGSTOP)
+        return children
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        assert self.process is not None
+        _signal([self.process.pid, *self._children()], signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        assert self.process is not None
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(child) for child in path.read_text().split()]
 
     def wait(self) -> None:
         """Wait until it takes connections, while it mends itself after the end of a child."""
@@ -80,6 +95,12 @@ class PostgresServer(LocalPostgres):
             return [tuple(row) for row in await connection.fetch(sql, *parameters)]
         finally:
             await connection.close()
+
+
+def _signal(processes: list[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _is_alive(process: int) -> bool:

@@ -16,7 +16,7 @@ from telegram.ext import PersistenceInput, TypeHandler
 from through import counting, running
 from workers import persistence_of, workers
 
-from kvpersist import EncodeError, NotInMemoryError, StoreInUseError
+from kvpersist import ConflictError, EncodeError, NotInMemoryError, StoreInUseError
 
 
 @pytest.fixture
@@ -76,24 +76,6 @@ async def test_updates_of_different_chats_run_at_the_same_time(bot: PostgresStor
             first.say("a", chat_id=1), first.say("b", chat_id=2), second.say("c", chat_id=3)
         )
     assert sorted(inside) == [1, 2, 3]
-
-
-async def test_a_chat_and_a_user_in_two_orders_never_wait_for_each_other(
-    bot: PostgresStorage,
-) -> None:
-    """Everybody locks in the same order: user 1 in chat -2, user 2 in chat -1, and so on."""
-    async with workers(bot, lambda: [text(remember)], store={"pool_size": 8}) as both:
-        await asyncio.gather(
-            *(
-                each.say("hi", chat_id=chat_id, user_id=user_id)
-                for _ in range(5)
-                for each in both
-                for chat_id in (-1, -2)
-                for user_id in (2, 1)
-            )
-        )
-    for key in ("chat/-1", "chat/-2", "user/1", "user/2"):
-        assert bot.rows[key].count(b"hi") == 20
 
 
 async def test_an_update_that_fails_to_commit_has_never_been(bot: PostgresStorage) -> None:
@@ -259,6 +241,23 @@ async def test_a_dropped_chat_is_gone_and_may_begin_anew(bot: PostgresStorage) -
         assert bot.rows["chat/1"] == b'{"new":true}'
 
 
+async def test_a_dropped_chat_that_somebody_else_has_written_stays(bot: PostgresStorage) -> None:
+    """A row is removed only if it is as it was read."""
+
+    async def drop(_: Update, context: Any) -> None:
+        context.application.drop_chat_data(1)
+        await asyncio.to_thread(bot.write, "chat/1", '{"by": "hand"}')
+
+    async with workers(bot, lambda: [text(remember, "hi"), text(drop, "drop")], 1) as (worker,):
+        await worker.say("hi")
+        await worker.say("drop")
+        (error,) = worker.errors
+        assert isinstance(error, ConflictError)
+        assert error.keys == ("chat/1",)
+        worker.errors.clear()
+    assert bot.rows["chat/1"] == b'{"by": "hand"}'
+
+
 async def test_the_data_of_another_chat_cannot_be_dropped_unseen(bot: PostgresStorage) -> None:
     """It has to be loaded, and so locked, first."""
     problems: list[Exception] = []
@@ -352,6 +351,21 @@ async def test_edit_changes_a_document_from_anywhere(bot: PostgresStorage) -> No
     assert bot.rows["user/2"] == b'{"coins":13}'
     assert bot.rows["user/1"] == b'{"coins":-3}'
     assert bot.rows["bot"] == b'{"seen":true}'
+
+
+async def test_two_tasks_of_an_update_have_the_same_document(bot: PostgresStorage) -> None:
+    """Also if both ask for it at once, and one has changed it before the other hears of it."""
+
+    async def give(_: Update, context: Any) -> None:
+        async def add() -> None:
+            async with context.application.persistence.edit("user", 2) as other:
+                other["coins"] = other.get("coins", 0) + 1
+
+        await asyncio.gather(add(), add(), add())
+
+    async with workers(bot, lambda: [TypeHandler(Update, give)], 1) as (worker,):
+        await worker.say("hi")
+    assert bot.rows["user/2"] == b'{"coins":3}'
 
 
 async def _spoil(persistence: Any) -> None:

@@ -131,6 +131,23 @@ async def test_what_was_changed_before_the_lock_stays(bot: PostgresStorage) -> N
     assert bot.rows["bot"] == b'{"mine":1,"theirs":2}'
 
 
+async def test_what_is_put_back_after_the_lock_is_written(bot: PostgresStorage) -> None:
+    """As it was when the update began, and as somebody else has made it different since."""
+    script = persistence_of(bot)
+
+    async def change(_: Update, context: Any) -> None:
+        await _put(script, "key", 2)
+        await context.application.persistence.lock("bot")
+        assert context.bot_data == {"key": 2}
+        context.bot_data["key"] = 1
+
+    await _put(script, "key", 1)
+    async with workers(bot, lambda: [TypeHandler(Update, change)], 1) as (worker,):
+        await worker.say("x")
+    await script.flush()
+    assert bot.rows["bot"] == b'{"key":1}'
+
+
 async def _write(persistence: Any) -> None:
     async with persistence.edit("bot") as data:
         data["theirs"] = 2

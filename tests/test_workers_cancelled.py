@@ -11,25 +11,15 @@ from postgres_server import PostgresServer
 from storages import PostgresStorage
 from telegram import Update
 from telegram.ext import TypeHandler
-from workers import persistence_of, workers
+from workers import persistence_of, until_waiting, workers
 
-from kvpersist import ConflictError
+from kvpersist import ConflictError, KVPersistence, UnavailableError
 
 
 @pytest.fixture
 def bot(postgres: PostgresServer) -> PostgresStorage:
     """A schema of its own."""
     return PostgresStorage(postgres)
-
-
-async def waiting(bot: PostgresStorage, number: int = 1) -> None:
-    """Wait until that many transactions of the schema wait for a document."""
-    query = (
-        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-        "AND wait_event = 'advisory' AND query ~ $1"
-    )
-    while len(await asyncio.to_thread(bot.server.query, query, rf"{bot.schema}\M")) < number:
-        pass
 
 
 class Impatient:
@@ -42,7 +32,7 @@ class Impatient:
         """Do so, and change the chat before and after."""
         await remember(update, context)
         loading = asyncio.create_task(context.application.persistence.load("user", [7]))
-        await waiting(self.bot)
+        await until_waiting(self.bot)
         loading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await loading
@@ -56,12 +46,12 @@ class Impatient:
 async def test_an_update_that_stops_waiting_for_somebody_else_goes_on(
     bot: PostgresStorage,
 ) -> None:
-    """As with ``asyncio.wait_for``: what it had is locked again, and all that it does is written."""
+    """As with ``asyncio.wait_for``: it locks again what it had, and all of it is written."""
     script = persistence_of(bot)
-    async with workers(bot, lambda: [TypeHandler(Update, Impatient(bot))], 1) as (worker,):
-        async with script.edit("user", 7) as other:
-            await worker.say("hi")
-            other["x"] = 1
+    handlers = [TypeHandler(Update, Impatient(bot))]
+    async with workers(bot, lambda: handlers, 1) as (one,), script.edit("user", 7) as other:
+        await one.say("hi")
+        other["x"] = 1
     await script.flush()
     assert bot.rows["chat/1"] == b'{"said":["hi"],"busy":true}'
     assert bot.rows["user/7"] == b'{"x":1}'
@@ -102,13 +92,48 @@ async def test_one_that_is_cancelled_while_it_waits_keeps_nobody_waiting(
 
     script = persistence_of(bot)
     handlers = [text(ask, "ask"), text(remember, "hi")]
-    async with workers(bot, lambda: handlers, store={"hold_timeout": 300}) as (first, second):
-        async with script.edit("user", 7):
-            asking = asyncio.create_task(first.say("ask"))
-            await waiting(bot)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            await second.say("hi")
+    async with (
+        workers(bot, lambda: handlers, store={"hold_timeout": 300}) as (first, second),
+        script.edit("user", 7),
+    ):
+        asking = asyncio.create_task(first.say("ask"))
+        await until_waiting(bot)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await second.say("hi")
     await script.flush()
     assert bot.rows["chat/1"] == b'{"said":["hi"]}'
+
+
+async def test_an_edit_that_fails_while_a_task_of_it_waits_keeps_nobody_waiting(
+    bot: PostgresStorage,
+) -> None:
+    """Likewise; the task is told that it is over."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def also() -> None:
+        async with script.edit("user", 7):
+            pass
+
+    async def fail() -> None:
+        async with script.edit("user", 1):
+            tasks.append(asyncio.create_task(also()))
+            await until_waiting(bot)
+            raise RuntimeError("on purpose")
+
+    options = {"hold_timeout": 300.0}
+    script = KVPersistence(bot.store(**options), shared=True)
+    other = KVPersistence(bot.store(**options), shared=True)
+    async with other.edit("user", 7):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            await fail()
+        with pytest.raises(UnavailableError, match="is over"):
+            await tasks[0]
+        async with other.edit("user", 7) as data:
+            data["x"] = 1
+    async with other.edit("user", 1) as data:
+        data["x"] = 1
+    await script.flush()
+    await other.flush()
+    assert bot.rows == {"user/1": b'{"x":1}', "user/7": b'{"x":1}'}

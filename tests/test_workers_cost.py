@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -161,3 +162,15 @@ async def test_the_data_of_somebody_else_costs_one_more(wire: Wire) -> None:
 
     async with workers(wire.bot, lambda: [text(give)], 1) as (worker,):
         assert await wire.trips(lambda: worker.say("hi")) == CHANGED + 1
+
+
+async def test_two_tasks_that_ask_at_once_cost_one_more_each(wire: Wire) -> None:
+    """They take turns on the connection, which goes on."""
+
+    async def load(update: Update, context: Any) -> None:
+        persistence = context.application.persistence
+        await asyncio.gather(*(persistence.load("user", [number]) for number in (2, 3)))
+        await count(update, context)
+
+    async with workers(wire.bot, lambda: [text(load)], 1) as (worker,):
+        assert await wire.trips(lambda: worker.say("hi")) == CHANGED + 2

@@ -132,6 +132,46 @@ async def test_nothing_that_others_have_written_meanwhile_is_overwritten(
     assert bot.rows == {"user/2": b'"other"'}
 
 
+async def test_a_commit_in_doubt_whose_documents_others_have_is_told(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """A `LockError` alone would say that it was not made."""
+    async with (
+        shared(bot, proxy.port, hold_timeout=0.1) as store,
+        shared(bot) as other,
+        store.transaction() as transaction,
+        other.transaction() as another,
+    ):
+        await transaction.lock(["user/1"])
+        proxy.swallow_to = COMMIT
+        proxy.is_down = True
+        writing = asyncio.create_task(write(transaction, _1=b"1"))
+        await until(lambda: transaction._sent is not None and transaction._connection is None)
+        await another.lock(["user/1"])
+        proxy.is_down = False
+        with pytest.raises(UnavailableError, match="given it back .* whether it was made"):
+            await writing
+    assert bot.rows == {"user/1": b"1"}
+
+
+async def test_a_commit_that_the_server_refuses_is_in_no_doubt(bot: PostgresStorage) -> None:
+    """As a trigger of somebody's can, which waits for the commit."""
+    async with shared(bot) as store:
+        bot.server.query(
+            f"CREATE FUNCTION {bot.schema}.refuse() RETURNS trigger LANGUAGE plpgsql "
+            "AS $$BEGIN RAISE 'on purpose'; END$$"
+        )
+        bot.server.query(
+            f"CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON {bot.schema}.documents DEFERRABLE "
+            f"INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION {bot.schema}.refuse()"
+        )
+        async with store.transaction() as transaction:
+            await transaction.lock(["user/1"])
+            with pytest.raises(WriteError, match="on purpose$"):
+                await write(transaction, _1=b"1")
+    assert bot.rows == {}
+
+
 async def test_an_update_that_only_reads_does_not_care(
     bot: PostgresStorage, proxy: TcpProxy
 ) -> None:
@@ -543,6 +583,46 @@ async def test_ten_workers_can_start_at_once(bot: PostgresStorage) -> None:
     await asyncio.gather(*(store.close() for store in stores))
     query = "SELECT count(*) FROM pg_proc WHERE proname = 'kvpersist_lock_1' AND prosrc ~ $1"
     assert bot.server.query(query, rf"{bot.schema}\M") == [(1,)]
+
+
+async def test_nothing_is_acknowledged_that_the_standby_has_not() -> None:
+    """Also if the process that waits for it is ended: its commit is made, but here alone."""
+    primary = PostgresServer("synchronous_standby_names='standby'")
+    standby = PostgresServer("synchronous_standby_names=''", standby_of=primary)
+    persistence = KVPersistence(PostgresStore(primary.url(), pool_size=1), shared=True)
+
+    async def put(number: int) -> None:
+        async with persistence.edit("chat", 1) as data:
+            data["n"] = number
+
+    async def is_waiting(but: object = 0) -> list[tuple[Any, ...]]:
+        query = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid <> $1"
+        return await asyncio.to_thread(primary.query, query, but)
+
+    try:
+        while primary.query("SELECT sync_state FROM pg_stat_replication") != [("sync",)]:  # noqa: ASYNC110  the server tells nobody
+            await asyncio.sleep(0)
+        await put(1)
+        standby.pause()
+        writing = asyncio.create_task(put(2))
+        while not (found := await is_waiting()):
+            pass
+        ((process,),) = found
+        await asyncio.to_thread(primary.query, "SELECT pg_terminate_backend($1)", process)
+        while not writing.done() and not await is_waiting(but=process):
+            pass
+        assert not writing.done()
+        assert primary.query("SELECT value FROM documents") == [('{"n":2}',)]
+        standby.go_on()
+        await writing
+        await asyncio.to_thread(primary.kill)
+        await asyncio.to_thread(standby.promote)
+        assert standby.query("SELECT value FROM documents") == [('{"n":2}',)]
+        await persistence.flush()
+    finally:
+        standby.go_on()
+        primary.remove()
+        standby.remove()
 
 
 async def test_no_update_is_lost_or_doubled_when_a_standby_takes_over() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -39,6 +40,23 @@ async def workers(
             )
             for _ in range(number)
         ]
+
+
+async def waiting(storage: PostgresStorage) -> int:
+    """Return how many transactions wait for documents that others have."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+        "AND wait_event = 'advisory' AND query ~ $1"
+    )
+    name = rf"{storage.schema}\M"
+    ((number,),) = await asyncio.to_thread(storage.server.query, query, name)
+    return int(number)
+
+
+async def until_waiting(storage: PostgresStorage, number: int = 1) -> None:
+    """Wait until that many do."""
+    while await waiting(storage) < number:
+        pass
 
 
 def persistence_of(storage: PostgresStorage, **options: Any) -> KVPersistence[Any, Any, Any]:

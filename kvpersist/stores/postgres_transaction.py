@@ -140,14 +140,15 @@ class PostgresTransaction:
             return
         is_begun = self._is_committed
         try:
-            with suppress(*FAILURES):
-                if not is_begun and at_once:
-                    # Not just cut: a statement that waits for a lock would go on waiting, and keep
-                    # the locks that it has. This cancels it.
-                    await asyncio.wait_for(connection.close(), _MOMENT)
-                elif not is_begun:
+            if not is_begun and not at_once:
+                with suppress(*FAILURES):
                     await connection.execute(ROLLBACK, timeout=self._timeout)
                     is_begun = True
+            if not is_begun:
+                # Not just cut: a statement that waits for a lock would go on waiting, and keep the
+                # locks that it has. This cancels it.
+                with suppress(*FAILURES):
+                    await asyncio.wait_for(connection.close(), _MOMENT)
         finally:
             self._begun.release(connection, is_begun=is_begun)
 
