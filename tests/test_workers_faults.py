@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -585,15 +585,22 @@ async def test_ten_workers_can_start_at_once(bot: PostgresStorage) -> None:
     assert bot.server.query(query, rf"{bot.schema}\M") == [(1,)]
 
 
-async def test_nothing_is_acknowledged_that_the_standby_has_not() -> None:
+@pytest.mark.parametrize("is_shared", [True, False], ids=["workers", "one bot"])
+async def test_nothing_is_acknowledged_that_the_standby_has_not(*, is_shared: bool) -> None:
     """Also if the process that waits for it is ended: its commit is made, but here alone."""
     primary = PostgresServer("synchronous_standby_names='standby'")
     standby = PostgresServer("synchronous_standby_names=''", standby_of=primary)
-    persistence = KVPersistence(PostgresStore(primary.url(), pool_size=1), shared=True)
+    store = PostgresStore(primary.url(), pool_size=1)
+    persistence = KVPersistence(store, shared=is_shared)
 
     async def put(number: int) -> None:
-        async with persistence.edit("chat", 1) as data:
-            data["n"] = number
+        if is_shared:
+            async with persistence.edit("chat", 1) as data:
+                data["n"] = number
+            return
+        with suppress(WriteError):  # which is raised, and kept, when the process is ended
+            await persistence.update_chat_data(1, {"n": number})
+        await persistence.rows.commits.flush()
 
     async def is_waiting(but: object = 0) -> list[tuple[Any, ...]]:
         query = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid <> $1"
