@@ -11,6 +11,7 @@ from postgres_server import PostgresServer
 from storages import PostgresStorage
 from telegram import Update
 from telegram.ext import TypeHandler
+from through import settle
 from workers import persistence_of, until_waiting, workers
 
 from kvpersist import ConflictError, KVPersistence, UnavailableError
@@ -93,7 +94,8 @@ async def test_one_that_is_cancelled_while_it_waits_keeps_nobody_waiting(
     script = persistence_of(bot)
     handlers = [text(ask, "ask"), text(remember, "hi")]
     async with (
-        workers(bot, lambda: handlers, store={"hold_timeout": 300}) as (first, second),
+        workers(bot, lambda: handlers, 1) as (first,),
+        workers(bot, lambda: handlers, 1, store={"hold_timeout": 1}) as (second,),
         script.edit("user", 7),
     ):
         asking = asyncio.create_task(first.say("ask"))
@@ -122,18 +124,34 @@ async def test_an_edit_that_fails_while_a_task_of_it_waits_keeps_nobody_waiting(
             await until_waiting(bot)
             raise RuntimeError("on purpose")
 
-    options = {"hold_timeout": 300.0}
-    script = KVPersistence(bot.store(**options), shared=True)
-    other = KVPersistence(bot.store(**options), shared=True)
+    script, other = persistence_of(bot), persistence_of(bot)
+    impatient = KVPersistence(bot.store(hold_timeout=1), shared=True)
     async with other.edit("user", 7):
         with pytest.raises(RuntimeError, match="on purpose"):
             await fail()
         with pytest.raises(UnavailableError, match="is over"):
             await tasks[0]
-        async with other.edit("user", 7) as data:
+        async with impatient.edit("user", 1) as data:
             data["x"] = 1
-    async with other.edit("user", 1) as data:
-        data["x"] = 1
-    await script.flush()
-    await other.flush()
-    assert bot.rows == {"user/1": b'{"x":1}', "user/7": b'{"x":1}'}
+    for persistence in (script, other, impatient):
+        await persistence.flush()
+    assert bot.rows == {"user/1": b'{"x":1}'}
+
+
+async def test_a_task_that_waits_for_a_connection_of_what_is_over_takes_none(
+    bot: PostgresStorage,
+) -> None:
+    """It is told so when there is one, which goes to whoever is next."""
+    store = bot.store(pool_size=1)
+    store.share()
+    await store.open()
+    async with store.transaction() as first:
+        await first.lock(["user/1"])
+        async with store.transaction() as second:
+            task = asyncio.create_task(second.lock(["user/2"]))
+            await settle()
+    with pytest.raises(UnavailableError, match="is over"):
+        await task
+    async with store.transaction() as third:
+        await third.lock(["user/1", "user/2"])
+    await store.close()

@@ -20,7 +20,7 @@ from tcp_proxy import TcpProxy, proxied
 from telegram import Update
 from telegram.ext import TypeHandler
 from through import settle, until
-from workers import workers
+from workers import until_waiting, workers
 
 from kvpersist import (
     ConflictError,
@@ -200,6 +200,30 @@ async def test_documents_are_locked_again_if_the_connection_is_lost_in_between(
             proxy.cut()
             await write(transaction, _1=b"1", _2=b"2")
     assert bot.rows == {"user/1": b"1", "user/2": b"2"}
+
+
+async def test_nothing_is_written_on_what_was_read_before_the_locks_were_lost(
+    bot: PostgresStorage, proxy: TcpProxy
+) -> None:
+    """Also if taking them again was cancelled, as by ``wait_for``; then they are taken later."""
+    async with (
+        shared(bot, proxy.port) as store,
+        shared(bot) as other,
+        store.transaction() as transaction,
+    ):
+        await transaction.lock(["user/1"])
+        proxy.cut()
+        async with other.transaction() as overtaking:
+            await overtaking.lock(["user/1"])
+            locking = asyncio.create_task(transaction.lock(["user/2"]))
+            await until_waiting(bot)
+            locking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await locking
+            await write(overtaking, _1=b"1")
+        with pytest.raises(ConflictError, match="user/1"):
+            await write(transaction, _2=b"2")
+    assert bot.rows == {"user/1": b"1"}
 
 
 async def test_a_commit_of_which_the_new_server_never_heard_is_made_again(
