@@ -172,5 +172,6 @@ async def test_two_tasks_that_ask_at_once_cost_one_more_each(wire: Wire) -> None
         await asyncio.gather(*(persistence.load("user", [number]) for number in (2, 3)))
         await count(update, context)
 
-    async with workers(wire.bot, lambda: [text(load)], 1) as (worker,):
+    times = {"timeout": 1.0, "hold_timeout": 1.0}
+    async with workers(wire.bot, lambda: [text(load)], 1, store=times) as (worker,):
         assert await wire.trips(lambda: worker.say("hi")) == CHANGED + 2
