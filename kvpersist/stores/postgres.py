@@ -66,7 +66,8 @@ class PostgresStore:
             when it is missing.
         pool_size: The most connections that read and write, 1 or more. There is one more, idle,
             that keeps others out. With ``shared=True``, how many updates a worker can handle at the
-            same time, each on a connection of its own; then there are three more.
+            same time, each on a connection of its own; then there are three more. One that gets
+            none for as long as it would wait for a document fails with an `UnavailableError`.
         timeout: Seconds to wait for a connection, and for the answer to a statement, before the
             server counts as gone.
         lock_timeout: Seconds to wait for another bot that is about to end, before this one is
