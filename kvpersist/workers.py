@@ -204,11 +204,13 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         take_out: Callable[[], None] | None = None
         try:
             async with self._shared.begin(names, locks=[*steps, *record], reads=reads) as unit:
+                # Also if it is there: a standby may not have it, and a commit without writes waits
+                # for none.
+                unit.changes |= record
                 if unit.rows.keys() & record:
                     return False
                 unit.is_update = True
                 unit.own = own
-                unit.changes |= record
                 if keyboards is not None:
                     take_out = keyboards.show(cast("Update", update), unit)
                 await self._handle(update, unit, steps)
