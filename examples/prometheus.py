@@ -1,7 +1,7 @@
 """A bot whose persistence Prometheus can watch: what it writes, what waits, what is refused.
 
     pip install ".[demo]" prometheus-client  # in a clone of kvpersist
-    BOT_TOKEN=123:abc python prometheus.py
+    BOT_TOKEN=123:abc python examples/prometheus.py
     curl http://127.0.0.1:9100/metrics
 
 An alert that is worth having: ``kvpersist_lag_seconds > 10``, the store takes nothing.

@@ -196,8 +196,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
     def _share(self) -> Shared:
         if not isinstance(self.store, Shareable):
             raise ConfigurationError(
-                f"shared=True needs PostgreSQL, not {self.store!r}: several processes that write "
-                "one SQLite file would wait for each other's updates, whichever chats they are of; "
+                f"shared=True needs PostgreSQL, not {self.store!r}. Several processes that write "
+                "one SQLite file would wait for each other's updates, whichever chats they are of: "
                 "one process on one file is faster"
             )
         self.store.share()
@@ -217,8 +217,8 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         user = self.user() if self.user else None
         if user not in {None, application}:
             raise ConfigurationError(
-                "another application is using this KVPersistence; give each bot one of its own, "
-                "with a file of its own"
+                "another application is using this KVPersistence; give each one of its own, with a "
+                "file or schema of its own, unless they are workers"
             )
         self.user = weakref.ref(application)
 
@@ -330,7 +330,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
             DecodeError: A row cannot be read. The rest of the update is written.
         """
         if scope != "bot":
-            _check_scope(scope)
+            _check_scope(scope, "bot")
         names = [None] if scope == "bot" else [(scope, each) for each in several(ids)]
         await self._unit().load(names)
 
@@ -369,7 +369,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
         if scope == "bot":
             name = None
         else:
-            _check_scope(scope)
+            _check_scope(scope, "bot")
             (document_id,) = several(cast("int", document_id))
             name = scope, document_id
         async with self.shared.edit(name) as document:
@@ -781,6 +781,7 @@ def _check_shared(*, shared: bool, deduplicate: bool, lazy: bool, on_bad_row: st
         )
 
 
-def _check_scope(scope: object) -> None:
+def _check_scope(scope: object, *more: str) -> None:
     if scope not in ("chat", "user"):
-        raise ConfigurationError(f'the scope must be "chat" or "user", not {scope!r}')
+        scopes = " or ".join(f'"{each}"' for each in ("chat", "user", *more))
+        raise ConfigurationError(f"the scope must be {scopes}, not {scope!r}")

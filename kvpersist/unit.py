@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kvpersist.errors import EncodeError, NotInMemoryError
-from kvpersist.keys import BOT, Name, Scope, document_key
+from kvpersist.keys import BOT, CONVERSATION, Name, Scope, document_key
 from kvpersist.lazy import NotInMemory
 from kvpersist.stores.store import Changed, LockMore, Transaction, Versioned
 
@@ -49,6 +49,7 @@ class Unit:
         parts: Handlers with ``block=False``, and edits, that this does not end before.
         is_update: Whether it is an update; otherwise, an edit outside of any.
         is_edited: Whether all must be written or nothing, also if something cannot be stored.
+        is_undone: Whether nothing must be written of its documents and conversations.
         is_handled: Whether there was a handler for the update.
         is_over: Whether it has no documents any more.
     """
@@ -69,6 +70,7 @@ class Unit:
         self.parts: set[asyncio.Future[Any]] = set()
         self.is_update = False
         self.is_edited = False
+        self.is_undone = False
         self.is_handled = False
         self.is_over = False
         self._transaction = transaction
@@ -186,6 +188,8 @@ class Unit:
             self.shared.note_bot(self._written_bot, version)
 
     async def _changed(self, lock: LockMore) -> Changed:
+        if self.is_undone:
+            self._undo()
         changes = dict(self.changes)
         refused: dict[Name | None, EncodeError] = {}
         for name, document in self.documents.items():
@@ -209,6 +213,13 @@ class Unit:
         self._written.clear()
         self._written |= changes
         return changes
+
+    def _undo(self) -> None:
+        """Leave to be written what was sent to people: buttons; and that the update was handled."""
+        for key in [key for key in self.changes if key.startswith(CONVERSATION)]:
+            del self.changes[key]
+        self.documents.clear()
+        self.bot = None
 
     def _text(self, name: Name, document: Document) -> bytes | None:
         """Return what a row is to hold: None for one that was dropped, or of nobody's."""

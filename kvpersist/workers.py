@@ -184,6 +184,8 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
             UnavailableError: The server cannot be reached. Likewise, unless it says that the answer
                 to the commit was lost.
             DecodeError: A row cannot be read. No handler ran.
+            EncodeError: Something cannot be stored, and a handler has used `KVPersistence.edit`.
+                Nothing was written.
             ConfigurationError: A handler has called this.
 
         Notes:
@@ -281,6 +283,23 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
             return super().create_task(coroutine, update, name=name)
         finally:
             UNIT.reset(token)
+
+    async def process_error(
+        self,
+        update: object | None,
+        error: Exception,
+        job: Job[Any] | None = None,
+        coroutine: Any = None,
+    ) -> bool:
+        """Call the error handlers; see `Application.process_error`.
+
+        An exception that leaves a handler undoes the update, if that has used
+        `KVPersistence.edit`: half a transfer would be written otherwise.
+        """
+        unit = self._shared.unit()
+        if unit is not None and unit.is_edited:
+            unit.is_undone = True
+        return await super().process_error(update, error, job, coroutine)
 
     def add_error_handler(self, callback: Any, block: Any = True) -> None:  # noqa: ARG002
         """Add an error handler; see `Application.add_error_handler`.

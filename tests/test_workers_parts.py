@@ -6,8 +6,8 @@ import asyncio
 from typing import Any, cast
 
 import pytest
-from bots import press_update
-from handlers import ANY, END, remember, step, text
+from bots import press_update, text_update
+from handlers import ANY, END, conversation, remember, step, text
 from postgres_server import PostgresServer
 from storages import PostgresStorage, rows_of
 from tcp_proxy import proxied
@@ -17,7 +17,13 @@ from test_workers_keyboards import take
 from through import settle, until
 from workers import persistence_of, workers
 
-from kvpersist import ConfigurationError, ConflictError, EncodeError, UnavailableError
+from kvpersist import (
+    ConfigurationError,
+    ConflictError,
+    DecodeError,
+    EncodeError,
+    UnavailableError,
+)
 from kvpersist.workers import WorkerApplication
 
 COMMIT = b"COMMIT AND CHAIN"
@@ -275,6 +281,35 @@ async def test_a_transfer_with_a_value_that_cannot_be_stored_is_none(bot: Postgr
         await transfer()
     await script.flush()
     assert bot.rows == {}
+
+
+@pytest.mark.parametrize("fault", ["the body", "the row"])
+async def test_half_a_transfer_is_never_written(bot: PostgresStorage, fault: str) -> None:
+    """An exception that leaves the handler undoes the update; it counts as handled."""
+
+    async def give(_: Update, context: Any) -> None:
+        context.user_data["coins"] = -1
+        async with context.application.persistence.edit("user", 2) as other:
+            other["coins"] = 1
+            raise KeyError("on purpose")
+
+    def handlers() -> list[Any]:
+        return [text(give, "give"), conversation()]
+
+    async with workers(bot, handlers, 1, deduplicate=True) as (worker,):
+        await worker.say("/start", chat_id=2)
+        if fault == "the row":
+            bot.write("user/2", "[1]")
+        before = bot.rows
+        update = Update.de_json(text_update("give"), worker.app.bot)
+        app: Any = worker.app
+        assert await app.handle_update(update) is True
+        (error,) = worker.errors
+        assert isinstance(error, KeyError if fault == "the body" else DecodeError)
+        worker.errors.clear()
+        assert await app.handle_update(update) is False
+    record = {f"update/{update.update_id}": b"{}"}
+    assert bot.rows == before | record
 
 
 async def test_a_keyboard_that_is_sent_in_an_edit_works(bot: PostgresStorage) -> None:

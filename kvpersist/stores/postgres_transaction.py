@@ -44,6 +44,7 @@ _RETRY_DELAY: Final = 0.2
 """Seconds between two tries to reach a server that is gone."""
 _MOMENT: Final = 1.0
 """Seconds for a server to end a connection that has a statement under way."""
+_OVERTAKEN: Final = "written by somebody else meanwhile; nothing was written here: try it again"
 _DOUBT: Final = "; the answer to a commit was lost, and nobody can say yet whether it was made"
 
 
@@ -189,7 +190,7 @@ class PostgresTransaction:
         if isinstance(error, asyncpg.LockNotAvailableError):
             return await self._why_waiting()
         if isinstance(error, asyncpg.DeadlockDetectedError):
-            reason = "two updates wait for each other's documents; this one gives way"
+            reason = "two updates wait for each other's documents; this one gives way: try it again"
             return LockError(reason, keys=self._wanted)
         kind = WriteError if is_fault_of_rows(error) else UnavailableError
         return kind(f"{self._shown}: {words(error)}")
@@ -212,7 +213,7 @@ class PostgresTransaction:
             return
         self._sent = None
         if changed:
-            raise ConflictError("written by somebody else meanwhile", keys=changed)
+            raise ConflictError(_OVERTAKEN, keys=changed)
 
     async def _has_committed(self, sent: _Sent, changed: Collection[str]) -> bool:
         """Whether it was committed.
@@ -295,7 +296,7 @@ class PostgresTransaction:
             if changes[key] is not None or self._locked.get(key)
         ]
         if missing:
-            raise ConflictError("written by somebody else meanwhile", keys=missing)
+            raise ConflictError(_OVERTAKEN, keys=missing)
         return _Sent(transaction, at, changes)
 
     async def _fetch(
