@@ -133,8 +133,7 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
         try:
             await super().shutdown()
         finally:
-            if not self._is_live:
-                self._kv.user = None
+            self._kv.user = self._kv.user if self._is_live else None
 
     def add_handler(self, handler: BaseHandler[Any, Any, Any], group: int = 0) -> None:
         """Add a handler; see `Application.add_handler`.

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zoneinfo
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from uuid import UUID
 import pytest
 from codec_samples import TYPES, VALUES, register_money, same
 from command import File, documents, file_of, run, said, schema_of
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from postgres_server import PostgresServer
 from storages import IDS
 from telegram import Chat, InputFile, Message
@@ -169,6 +170,7 @@ BOT: ExtBot[None] = ExtBot("1:x")
 
 @settings(max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(VALUES)
+@example(re.compile("a+", re.IGNORECASE))
 def test_every_value_that_pickle_and_rows_keep_is_moved(value: Any) -> None:
     """By the reader that runs nothing, too: it makes the same as pickle does."""
     try:

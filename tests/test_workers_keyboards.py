@@ -68,6 +68,7 @@ async def test_a_button_works_in_another_worker(bot: PostgresStorage) -> None:
         for turn, worker in enumerate((second, third, first, second)):
             await worker.receive(press_update(message, turn % 2))
             assert worker.cache.persistence_data == ([], {})
+            assert len(worker.cache._keyboard_data) == 0
     row = bot.rows["chat/1"]
     tea, cake = b'{"$tuple":["tea",1]}', b'{"$tuple":["cake",1]}'
     assert row.startswith(b'{"pressed":[' + b",".join([tea, cake, tea, cake]))

@@ -72,6 +72,16 @@ def from_url(**options: Any) -> Any:
     return PostgresStore("postgresql://nobody@127.0.0.1/none", **options)
 
 
+async def test_without_shared_nothing_can_be_locked() -> None:
+    """There is nobody else who could write: one owner has the store."""
+    alone = KVPersistence(MemoryStore())
+    with pytest.raises(ConfigurationError, match="shared=True"):
+        await alone.lock("bot")
+    with pytest.raises(ConfigurationError, match="shared=True"):
+        async with alone.edit("user", 1):
+            pass
+
+
 async def test_a_builder_of_ptbs_is_refused(bot: PostgresStorage) -> None:
     """It could not have each update's documents locked."""
     for kept in (PersistenceInput(), PersistenceInput(chat_data=False, user_data=False)):
