@@ -285,7 +285,10 @@ async def test_a_transfer_with_a_value_that_cannot_be_stored_is_none(bot: Postgr
 
 @pytest.mark.parametrize("fault", ["the body", "the row"])
 async def test_half_a_transfer_is_never_written(bot: PostgresStorage, fault: str) -> None:
-    """An exception that leaves the handler undoes the update; it counts as handled."""
+    """An exception that leaves the handler undoes the update, its conversation's step too.
+
+    It counts as handled.
+    """
 
     async def give(_: Update, context: Any) -> None:
         context.user_data["coins"] = -1
@@ -294,14 +297,12 @@ async def test_half_a_transfer_is_never_written(bot: PostgresStorage, fault: str
             raise KeyError("on purpose")
 
     def handlers() -> list[Any]:
-        return [text(give, "give"), conversation()]
+        return [conversation(), TypeHandler(Update, give)]
 
     async with workers(bot, handlers, 1, deduplicate=True) as (worker,):
-        await worker.say("/start", chat_id=2)
-        if fault == "the row":
-            bot.write("user/2", "[1]")
+        bot.write("user/2", "[1]" if fault == "the row" else "{}")
         before = bot.rows
-        update = Update.de_json(text_update("give"), worker.app.bot)
+        update = Update.de_json(text_update("/start"), worker.app.bot)
         app: Any = worker.app
         assert await app.handle_update(update) is True
         (error,) = worker.errors
