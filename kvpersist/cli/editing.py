@@ -215,7 +215,7 @@ async def rm(store: str, key: tuple[str, ...], *, yes: bool, as_json: bool) -> N
                     f"{visitor.shown} has no row {each}; nothing was removed"
                 )
             rows.update(found)
-        confirm(f"Remove {len(rows):,} rows of {visitor.shown}: {some_of([*rows])}?", yes=yes)
+        await confirm(f"Remove {len(rows):,} rows of {visitor.shown}: {some_of([*rows])}?", yes=yes)
         await apply(visitor, {key: Change(row, None) for key, row in rows.items()})
     for row in rows.values():
         if as_json:
