@@ -27,7 +27,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 def typed(keys: bytes, *arguments: object, **environment: str) -> tuple[int, str]:
     """Type keys when the command asks, on its terminal; return its exit code and what it said."""
     ours, theirs = pty.openpty()
-    command = [Path(sys.executable).with_name("kvpersist"), *map(str, arguments)]
+    command = [str(Path(sys.executable).with_name("kvpersist")), *map(str, arguments)]
     with subprocess.Popen(
         [sys.executable, "-c", START, *command],
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -73,6 +73,21 @@ def test_ctrl_c_at_a_question_ends_the_command(
     code, shown = typed(b"y\n", *arguments)
     assert code == 0, shown
     assert at.all_columns() != before or arguments[0] == "restore"
+
+
+@pytest.mark.parametrize("key", [CTRL_C, CTRL_D], ids=["ctrl-c", "ctrl-d"])
+def test_a_key_that_ends_editing_loses_no_text(key: bytes, tmp_path: Path) -> None:
+    """It is in a file that is named."""
+    at = file_of(tmp_path, ROWS)
+    before = at.all_columns()
+    environment = {"VISUAL": "sed -i s/1/x/", "TMPDIR": str(tmp_path)}
+    code, shown = typed(key, "edit", at.name, "user/6", **environment)
+    assert code == 1
+    assert shown.endswith("\nAborted!\n")
+    (kept,) = tmp_path.glob("kvpersist-edit-*.json")
+    assert f"\nyour text is in {kept}\n" in shown
+    assert kept.read_text() == '{\n  "a": x\n}\n'
+    assert at.all_columns() == before
 
 
 def test_without_an_answer_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
