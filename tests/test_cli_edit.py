@@ -156,6 +156,18 @@ def test_a_document_is_edited(place: Make, editor: Editor) -> None:
     assert "has no row" in said("edit", at.name, "chat/7", code=1)
 
 
+def test_what_was_edited_is_said_as_json(tmp_path: Path, editor: Editor) -> None:
+    """The document as it is now; what is no JSON as a text."""
+    at = file_of(tmp_path, {"chat/2": '{"a":1}', "chat/3": '{"a":'})
+    editor(lambda shown: shown.replace("1", "2"))
+    written = {"key": "chat/2", "written": True, "value": {"a": 2}}
+    assert documents("edit", at.name, "chat/2") == [written]
+    editor(lambda _: None)
+    assert documents("edit", at.name, "chat/2") == [{**written, "written": False}]
+    left = {"key": "chat/3", "written": False, "text": '{"a":'}
+    assert documents("edit", at.name, "chat/3") == [left]
+
+
 def test_a_real_editor_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of $EDITOR."""
     at = file_of(tmp_path, ROWS)

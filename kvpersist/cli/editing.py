@@ -32,7 +32,7 @@ from kvpersist.cli.opening import (
     visiting,
     yes_option,
 )
-from kvpersist.cli.output import key_text, note, say, say_json
+from kvpersist.cli.output import key_text, note, say, say_json, value_of
 from kvpersist.cli.tags import readable
 from kvpersist.codec import Named
 from kvpersist.errors import DecodeError, KVPersistError, StoreInUseError, some_of
@@ -146,8 +146,9 @@ async def apply(
 @store_argument
 @click.argument("key", shell_complete=complete_key)
 @types_option
+@json_option
 @asynchronous
-async def edit(store: str, key: str, types: tuple[type | Named, ...]) -> None:
+async def edit(store: str, key: str, types: tuple[type | Named, ...], *, as_json: bool) -> None:
     """Edit the document KEY with $EDITOR.
 
     It is written when the editor ends, if it can be read, and nobody has changed it meanwhile.
@@ -157,7 +158,11 @@ async def edit(store: str, key: str, types: tuple[type | Named, ...]) -> None:
         if row is None:
             raise click.ClickException(f"{visitor.shown} has no row {key}; see `kvpersist ls`")
         document = await _edited(visitor, row, types)
-    say(f"{key}: {'nothing was changed' if document is None else 'written'}")
+    if as_json:
+        now = row.value if document is None else document
+        say_json({"key": key_text(row), "written": document is not None, **value_of(now)})
+    else:
+        say(f"{key}: {'nothing was changed' if document is None else 'written'}")
 
 
 async def _edited(
