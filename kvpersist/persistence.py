@@ -71,7 +71,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     Args:
         store: The path of a SQLite file; or the URL of a PostgreSQL database, which needs the extra
-            ``kvpersist[postgres]``; or a `Store`.
+            ``postgres``; or a `Store`.
         store_data: Which kinds of data are kept, all by default. What is off is neither read nor
             written; rows that are there already stay as they are. Conversations are kept for every
             handler that says ``persistent=True``.
@@ -718,7 +718,8 @@ def _engine(name: str | PathLike[str]) -> Store:
         from kvpersist.stores.postgres import PostgresStore  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ConfigurationError(
-            'PostgreSQL needs the extra: pip install "kvpersist[postgres]"'
+            "PostgreSQL needs the extra postgres: in a clone of kvpersist, "
+            'pip install ".[postgres]"'
         ) from error
     return PostgresStore(name)
 

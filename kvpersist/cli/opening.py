@@ -53,7 +53,8 @@ def visitor_of(name: str) -> Visitor:
         from kvpersist.stores.postgres_visitor import PostgresVisitor  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ConfigurationError(
-            'PostgreSQL needs the extra: pip install "kvpersist[cli,postgres]"'
+            "PostgreSQL needs the extra postgres: in a clone of kvpersist, "
+            'pip install ".[cli,postgres]"'
         ) from error
     return PostgresVisitor(name)
 
