@@ -671,7 +671,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 f"{self.store!r} is not in a SQLite file; back it up by its own means"
             )
         if not await begin_in_daemon(partial(os.path.exists, self.store.path), lambda _: None):
-            raise BackupError(f"there is no file {self.store.path} to be copied; see its name")
+            raise BackupError(
+                f"there is no file {self.store.path} to be copied. Is the path right? A bot makes "
+                "its file when it starts for the first time"
+            )
         await self.store.open()
         await self.store.backup(path, progress)
 
