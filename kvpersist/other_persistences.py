@@ -141,7 +141,9 @@ def _callback(found: Any) -> Any:
 
 def _fetch_sqlite(path: Path, statements: list[str]) -> list[list[tuple[Any, ...]]]:
     if not path.is_file():
-        raise OpenError(f"there is no file {path}; see its name")
+        raise OpenError(
+            f"there is no file {path}. Is the path right? It is the file of the bot's database"
+        )
     uri = f"{path.resolve().as_uri()}?mode=ro"
     try:
         with closing(sqlite3.connect(uri, uri=True)) as connection:

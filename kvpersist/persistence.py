@@ -71,7 +71,7 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
 
     Args:
         store: The path of a SQLite file; or the URL of a PostgreSQL database, which needs the extra
-            ``kvpersist[postgres]``; or a `Store`.
+            ``postgres``; or a `Store`.
         store_data: Which kinds of data are kept, all by default. What is off is neither read nor
             written; rows that are there already stay as they are. Conversations are kept for every
             handler that says ``persistent=True``.
@@ -671,7 +671,10 @@ class KVPersistence(BasePersistence[UD, CD, BD]):
                 f"{self.store!r} is not in a SQLite file; back it up by its own means"
             )
         if not await begin_in_daemon(partial(os.path.exists, self.store.path), lambda _: None):
-            raise BackupError(f"there is no file {self.store.path} to be copied; see its name")
+            raise BackupError(
+                f"there is no file {self.store.path} to be copied. Is the path right? A bot makes "
+                "its file when it starts for the first time"
+            )
         await self.store.open()
         await self.store.backup(path, progress)
 
@@ -718,7 +721,8 @@ def _engine(name: str | PathLike[str]) -> Store:
         from kvpersist.stores.postgres import PostgresStore  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ConfigurationError(
-            'PostgreSQL needs the extra: pip install "kvpersist[postgres]"'
+            "PostgreSQL needs the extra postgres: in a clone of kvpersist, "
+            'pip install ".[postgres]"'
         ) from error
     return PostgresStore(name)
 

@@ -222,7 +222,8 @@ def find(path: Path) -> list[Path]:
     files = [each for part in PARTS if (each := Path(f"{path}_{part}")).is_file()]
     if not files:
         raise TransferError(
-            f"there is no file {path}, nor {path}_user_data or another of the five; see its name"
+            f"there is no file {path}, nor {path}_user_data or another of the five. Is the path "
+            "right? It is the filepath of the bot's PicklePersistence"
         )
     return files
 
@@ -247,7 +248,10 @@ def read(
         else:
             found[file.name.removeprefix(f"{path.name}_")] = content
     if not isinstance(found, dict) or not found.keys() & set(PARTS) or found.keys() - set(PARTS):
-        raise TransferError(f"{path} is a pickle, but not one of PicklePersistence's; see its name")
+        raise TransferError(
+            f"{path} is a pickle, but not one of PicklePersistence's; name the file that the bot "
+            "gives it as its filepath"
+        )
     return _data(path, found), unknown
 
 

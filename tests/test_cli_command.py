@@ -39,13 +39,18 @@ def test_without_the_extra_the_command_says_how_to_get_it(
         kvpersist.cli.main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said == 'kvpersist: the command needs the extra: pip install "kvpersist[cli]"\n'
+    assert said == (
+        "kvpersist: the command needs the extra cli: in a clone of kvpersist, "
+        'pip install ".[cli]"\n'
+    )
 
 
 def test_without_asyncpg_a_url_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other commands work without it."""
     monkeypatch.setitem(sys.modules, "kvpersist.stores.postgres_visitor", None)
-    assert 'pip install "kvpersist[cli,postgres]"' in said("ls", "postgresql://h/d", code=2)
+    assert 'in a clone of kvpersist, pip install ".[cli,postgres]"' in said(
+        "ls", "postgresql://h/d", code=2
+    )
     with pytest.raises(ConfigurationError):
         opening.visitor_of("postgresql://h/d")
 

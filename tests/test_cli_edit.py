@@ -156,6 +156,18 @@ def test_a_document_is_edited(place: Make, editor: Editor) -> None:
     assert "has no row" in said("edit", at.name, "chat/7", code=1)
 
 
+def test_what_was_edited_is_said_as_json(tmp_path: Path, editor: Editor) -> None:
+    """The document as it is now; what is no JSON as a text."""
+    at = file_of(tmp_path, {"chat/2": '{"a":1}', "chat/3": '{"a":'})
+    editor(lambda shown: shown.replace("1", "2"))
+    written = {"key": "chat/2", "written": True, "value": {"a": 2}}
+    assert documents("edit", at.name, "chat/2") == [written]
+    editor(lambda _: None)
+    assert documents("edit", at.name, "chat/2") == [{**written, "written": False}]
+    left = {"key": "chat/3", "written": False, "text": '{"a":'}
+    assert documents("edit", at.name, "chat/3") == [left]
+
+
 def test_a_real_editor_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of $EDITOR."""
     at = file_of(tmp_path, ROWS)
@@ -173,25 +185,80 @@ def test_a_row_that_cannot_be_read_is_mended(tmp_path: Path, editor: Editor) -> 
     assert value(at, "chat/1") == {"a": 2}
 
 
-def test_what_cannot_be_read_is_not_written_but_kept(tmp_path: Path, editor: Editor) -> None:
-    """It may be edited again; else it is in a file."""
+def kept_text(shown: str) -> str:
+    """Return the text in the file that is named, which its owner alone may read; remove it."""
+    kept = Path(shown.rsplit("your text is in ", 1)[1].splitlines()[0])
+    text = kept.read_text()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.unlink()
+    return text
+
+
+def test_what_cannot_be_read_is_not_written_but_kept(
+    tmp_path: Path, editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be edited again; else it is in a file. So it is if nobody answers."""
     at = file_of(tmp_path, ROWS)
+    monkeypatch.setattr(opening, "is_terminal", lambda: True)
     texts = iter(['{"a":', '{"a":7}'])
     editor(lambda _: next(texts))
     shown = said("edit", at.name, "chat/2", given="y\n")
     assert "not valid JSON" in shown
+    assert "your text is in" not in shown
     assert value(at, "chat/2") == {"a": 7}
     editor(lambda _: '{"a":')
-    shown = said("edit", at.name, "chat/2", given="n\n", code=1)
-    kept = Path(shown.strip().rsplit("your text is in ", 1)[1])
-    assert kept.read_text() == '{"a":'
-    assert kept.stat().st_mode & 0o777 == 0o600
-    kept.unlink()
+    for answer in ("n\n", ""):
+        shown = said("edit", at.name, "chat/2", given=answer, code=1)
+        assert kept_text(shown) == '{"a":'
+        assert shown.endswith("Aborted!\n") == (answer == "")
 
 
-def test_a_row_that_changed_meanwhile_is_not_overwritten(place: Make, editor: Editor) -> None:
+def test_without_a_terminal_what_was_edited_is_kept(tmp_path: Path, editor: Editor) -> None:
+    """There is nobody to ask."""
+    at = file_of(tmp_path, ROWS)
+    editor(lambda _: '{"a":')
+    shown = said("edit", at.name, "chat/2", code=2)
+    assert "Edit again? There is nobody to ask" in shown
+    assert kept_text(shown) == '{"a":'
+
+
+def test_an_editor_that_fails_loses_nothing(
+    tmp_path: Path, editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was edited before is kept; at first there is nothing to keep."""
+    at = file_of(tmp_path, ROWS)
+    monkeypatch.setattr(opening, "is_terminal", lambda: True)
+    texts = iter(['{"a":'])
+
+    def fail(_: str) -> str:
+        if edited := next(texts, None):
+            return edited
+        raise click.ClickException("the editor failed")
+
+    editor(fail)
+    shown = said("edit", at.name, "chat/2", given="y\nn\n", code=1)
+    assert "the editor failed" in shown
+    assert kept_text(shown) == '{"a":'
+    shown = said("edit", at.name, "chat/2", code=1)
+    assert shown == "Error: the editor failed\n"
+
+
+def test_what_the_store_refuses_is_kept(tmp_path: Path, editor: Editor) -> None:
+    """Whatever the reason is."""
+    at = file_of(tmp_path, ROWS)
+    Path(f"{at.path}-rescue").touch()
+    editor(lambda _: '{"a":9}')
+    shown = said("edit", at.name, "chat/2", code=2)
+    assert "start the bot first" in shown
+    assert kept_text(shown) == '{"a":9}'
+
+
+def test_a_row_that_changed_meanwhile_is_not_overwritten(
+    place: Make, editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor one that was removed."""
     at = place(ROWS)
+    monkeypatch.setattr(opening, "is_terminal", lambda: True)
     for other in ('{"a":5}', None):
 
         def change(_: str, other: str | None = other) -> str:
@@ -201,7 +268,7 @@ def test_a_row_that_changed_meanwhile_is_not_overwritten(place: Make, editor: Ed
         editor(change)
         shown = said("edit", at.name, "chat/2", given="n\n", code=1)
         assert "chat/2 changed since it was read; nothing was changed" in shown
-        Path(shown.strip().rsplit("your text is in ", 1)[1]).unlink()
+        assert kept_text(shown) == '{"a":9}'
     assert "chat/2" not in [key for key, *_ in at.all_columns()]
 
 

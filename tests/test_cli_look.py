@@ -323,7 +323,8 @@ def test_a_file_that_may_not_be_written_is_read(
 def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     """Each with what to do."""
     place = tmp_path / "other.db"
-    assert "there is no file" in said("ls", place, code=1)
+    missing = said("ls", place, code=1)
+    assert f"there is no file {place}. Is the path right? A bot makes its file" in missing
     assert "is a directory" in said("ls", tmp_path, code=1)
     place.touch()
     assert "is empty" in said("ls", place, code=1)

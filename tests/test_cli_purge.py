@@ -67,7 +67,11 @@ async def test_a_bot_that_runs_loses_nothing_that_it_uses(
     await store.open()
     refused = await asyncio.to_thread(said, "purge", at.name, "--ended", "--yes", code=1)
     assert "stop it first" in refused
-    monkeypatch.setattr(purging, "confirm", lambda *_, **__: at.write("chat/1", '{"new":1}'))
+
+    async def meanwhile(*_: object, **__: object) -> None:
+        at.write("chat/1", '{"new":1}')
+
+    monkeypatch.setattr(purging, "confirm", meanwhile)
     await asyncio.to_thread(run, "purge", at.name, "--empty", "--yes")
     await store.close()
     assert {key for key, *_ in at.all_columns()} == {*ROWS} - {"user/1"}

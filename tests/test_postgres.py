@@ -426,7 +426,9 @@ def test_without_asyncpg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     """Where a URL is given."""
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     monkeypatch.delitem(sys.modules, "kvpersist.stores.postgres")
-    with pytest.raises(ConfigurationError, match=r'pip install "kvpersist\[postgres\]"'):
+    with pytest.raises(
+        ConfigurationError, match=r'the extra postgres: .* pip install "\.\[postgres\]"'
+    ):
         KVPersistence("postgresql://db/bot")
 
 

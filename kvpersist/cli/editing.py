@@ -21,6 +21,8 @@ from kvpersist.cli.completing import complete_key
 from kvpersist.cli.judging import Judge
 from kvpersist.cli.look import rows_of
 from kvpersist.cli.opening import (
+    FoundError,
+    ask,
     asynchronous,
     codec_of,
     confirm,
@@ -30,13 +32,14 @@ from kvpersist.cli.opening import (
     visiting,
     yes_option,
 )
-from kvpersist.cli.output import key_text, say, say_json
+from kvpersist.cli.output import key_text, note, say, say_json, value_of
 from kvpersist.cli.tags import readable
 from kvpersist.codec import Named
-from kvpersist.errors import DecodeError, StoreInUseError, some_of
+from kvpersist.errors import DecodeError, KVPersistError, StoreInUseError, some_of
 from kvpersist.stores.visitor import Change, StoredRow, Visitor
 
 _READ_AT_START: Final = (keys.CALLBACK, keys.CONVERSATION)
+_REFUSALS: Final = (click.ClickException, KVPersistError, OSError)
 
 
 @click.command("set")
@@ -143,8 +146,9 @@ async def apply(
 @store_argument
 @click.argument("key", shell_complete=complete_key)
 @types_option
+@json_option
 @asynchronous
-async def edit(store: str, key: str, types: tuple[type | Named, ...]) -> None:
+async def edit(store: str, key: str, types: tuple[type | Named, ...], *, as_json: bool) -> None:
     """Edit the document KEY with $EDITOR.
 
     It is written when the editor ends, if it can be read, and nobody has changed it meanwhile.
@@ -153,21 +157,40 @@ async def edit(store: str, key: str, types: tuple[type | Named, ...]) -> None:
         row = (await visitor.read([key])).get(key)
         if row is None:
             raise click.ClickException(f"{visitor.shown} has no row {key}; see `kvpersist ls`")
-        text = _to_edit(row)
-        edited = text
+        document = await _edited(visitor, row, types)
+    if as_json:
+        now = row.value if document is None else document
+        say_json({"key": key_text(row), "written": document is not None, **value_of(now)})
+    else:
+        say(f"{key}: {'nothing was changed' if document is None else 'written'}")
+
+
+async def _edited(
+    visitor: Visitor, row: StoredRow, types: Collection[type | Named]
+) -> bytes | None:
+    """Have a row edited until it is written; return what was, or None if nothing was changed.
+
+    However else it ends, what was edited is kept where it can be found.
+    """
+    edited = text = _to_edit(row)
+    try:
         while True:
-            edited = click.edit(edited, extension=".json") or edited
-            if edited == text:
-                say(f"{key}: nothing was changed")
-                return
             try:
-                document = _edited(key, edited, types)
-                await apply(visitor, {key: Change(row, document)})
-            except click.ClickException as error:
-                _go_on(error, edited)
+                edited = click.edit(edited, extension=".json") or edited
+                if edited == text:
+                    return None
+                document = _to_write(row.key, edited, types)
+                await apply(visitor, {row.key: Change(row, document)})
+            except _REFUSALS as error:  # noqa: PERF203  a person is slower
+                if edited == text:  # there was no editor yet
+                    raise
+                await _go_on(error)
             else:
-                say(f"{key}: written")
-                return
+                return document
+    except BaseException:  # Ctrl-C, too
+        if edited != text:
+            note(f"your text is in {_kept(edited)}")
+        raise
 
 
 def _to_edit(row: StoredRow) -> str:
@@ -178,21 +201,26 @@ def _to_edit(row: StoredRow) -> str:
         return row.value.decode(errors="backslashreplace")
 
 
-def _edited(key: str, edited: str, types: Collection[type | Named]) -> bytes:
+def _to_write(key: str, edited: str, types: Collection[type | Named]) -> bytes:
     text = edited.encode(errors="surrogateescape")
     _check(key, text, types)
     return orjson.dumps(orjson.loads(text))
 
 
-def _go_on(error: click.ClickException, edited: str) -> None:
-    """Ask whether to edit again; if not, keep what was edited where it can be found."""
-    error.show()
-    if click.confirm("Edit again?", default=True):
-        return
+async def _go_on(error: Exception) -> None:
+    """Say why nothing was written, and ask whether to edit again; if not, it has been said."""
+    (error if isinstance(error, click.ClickException) else click.ClickException(str(error))).show()
+    otherwise = "edit it on a terminal, or write a value with `kvpersist set`"
+    if not await ask("Edit again?", default=True, otherwise=otherwise):
+        raise FoundError from error
+
+
+def _kept(edited: str) -> str:
+    """Return the name of a new file, for its owner alone, that has a text."""
     descriptor, name = tempfile.mkstemp(prefix="kvpersist-edit-", suffix=".json")  # mode 0600
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(edited)
-    raise click.ClickException(f"nothing was written; your text is in {name}") from error
+    return name
 
 
 @click.command()
@@ -215,7 +243,7 @@ async def rm(store: str, key: tuple[str, ...], *, yes: bool, as_json: bool) -> N
                     f"{visitor.shown} has no row {each}; nothing was removed"
                 )
             rows.update(found)
-        confirm(f"Remove {len(rows):,} rows of {visitor.shown}: {some_of([*rows])}?", yes=yes)
+        await confirm(f"Remove {len(rows):,} rows of {visitor.shown}: {some_of([*rows])}?", yes=yes)
         await apply(visitor, {key: Change(row, None) for key, row in rows.items()})
     for row in rows.values():
         if as_json:

@@ -246,13 +246,13 @@ async def restore(store: str, file: str, *, yes: bool, as_json: bool) -> None:
                 f"{source.shown} is no good backup: {faults[0]}; name another"
             )
         if is_url(store):
-            confirm(f"Replace all documents of {shown(store)}?", yes=yes)
+            await confirm(f"Replace all documents of {shown(store)}?", yes=yes)
             wrote = await fill(store, counted(source.scan(""), "restoring"), "clear")
             say_done({"documents": wrote.rows, "to": shown(store)}, as_json=as_json)
             return
         if not isinstance(source, SqliteVisitor):
             raise click.UsageError("a SQLite file is restored from a file; else see `copy`")
-        confirm(f"Replace {store} by {file}?", yes=yes)
+        await confirm(f"Replace {store} by {file}?", yes=yes)
         kept = await restore_file(store, source)
     if kept and (rescue := kept / f"{Path(real_path(store)).name}-rescue").exists():
         note(

@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import click
 
+from kvpersist.cli.output import note
 from kvpersist.codec import Codec, Named
 from kvpersist.errors import ConfigurationError, KVPersistError
 from kvpersist.stores.sqlite_visitor import SqliteVisitor
@@ -51,7 +53,8 @@ def visitor_of(name: str) -> Visitor:
         from kvpersist.stores.postgres_visitor import PostgresVisitor  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ConfigurationError(
-            'PostgreSQL needs the extra: pip install "kvpersist[cli,postgres]"'
+            "PostgreSQL needs the extra postgres: in a clone of kvpersist, "
+            'pip install ".[cli,postgres]"'
         ) from error
     return PostgresVisitor(name)
 
@@ -116,13 +119,33 @@ def types_option(function: F) -> F:
     )(function)
 
 
-def confirm(question: str, *, yes: bool) -> None:
+async def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is destroyed; without a terminal, and without --yes, refuse."""
-    if yes:
-        return
+    if not yes and not await ask(question, default=False, otherwise="say --yes"):
+        raise click.Abort
+
+
+async def ask(question: str, *, default: bool, otherwise: str) -> bool:
+    """Ask for yes or no: the one place that does. Ctrl-C and Ctrl-D end the command at once.
+
+    ``asyncio.run`` would only have the first Ctrl-C cancel the task, which waits for the answer,
+    and goes on with it.
+
+    Raises:
+        click.UsageError: There is no terminal; ``otherwise`` is what to do then.
+        click.Abort: There was no answer.
+    """
     if not is_terminal():
-        raise click.UsageError(f"{question} There is nobody to ask: say --yes")
-    click.confirm(question, abort=True)
+        raise click.UsageError(f"{question} There is nobody to ask: {otherwise}")
+    await asyncio.sleep(0)  # a Ctrl-C that came before has its effect here
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return click.confirm(question, default=default, err=True)
+    except click.Abort:
+        note("")  # what is said next has a line of its own
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_terminal() -> bool:

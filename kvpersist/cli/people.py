@@ -155,7 +155,7 @@ async def person(
 async def _erase(visitor: Visitor, found: _Person, *, yes: bool) -> None:
     number = len(found.rows) + len(found.aside)
     if number:
-        confirm(f"Erase {number:,} rows of {found.person} in {visitor.shown}?", yes=yes)
+        await confirm(f"Erase {number:,} rows of {found.person} in {visitor.shown}?", yes=yes)
         changes = {key: Change(row, None) for key, row in found.rows.items()}
         await apply(visitor, changes, aside=found.aside)
 

@@ -66,7 +66,7 @@ async def purge(
                     counts[kind] += 1
         if found and not dry_run:
             kinds_found = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
-            confirm(f"Remove {kinds_found} rows of {visitor.shown}?", yes=yes)
+            await confirm(f"Remove {kinds_found} rows of {visitor.shown}?", yes=yes)
         removed = {} if dry_run else await _remove(visitor, found)
     if not dry_run:
         found = removed

@@ -83,7 +83,10 @@ class SqliteVisitor:
         if self._path.is_dir():
             raise OpenError(f"{self.shown} is a directory; name a file in it")
         if not self._path.exists():
-            raise OpenError(f"there is no file {self.shown}; see its name")
+            raise OpenError(
+                f"there is no file {self.shown}. Is the path right? A bot makes its file when it "
+                "starts for the first time"
+            )
         if (journal := Path(f"{self._path}-journal")).exists():
             raise OpenError(
                 f"{journal} is in the way: a transaction was cut off there; start the bot, which "
