@@ -43,8 +43,11 @@ $(BIN)/pgbouncer: tests/pgbouncer.sh $(VENV)/made
 $(BIN)/chromium: tests/chromium.sh $(VENV)/made
 	sh tests/chromium.sh $@
 
+$(BIN)/sqlite3: tests/sqlite3.sh $(VENV)/made
+	sh tests/sqlite3.sh $@
+
 ## All tests, on the installed wheel, with branch coverage.
-test: $(VENV)/installed $(BIN)/pgbouncer $(BIN)/chromium
+test: $(VENV)/installed $(BIN)/pgbouncer $(BIN)/chromium $(BIN)/sqlite3
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(BIN)/pytest --numprocesses auto $(TESTS)
 	$(BIN)/coverage combine --quiet
@@ -74,7 +77,7 @@ cluster: $(VENV)/installed
 
 ## All tests with the oldest supported Python, PTB, aiosqlite, orjson and asyncpg.
 oldest:
-	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed .venv-oldest/bin/pgbouncer .venv-oldest/bin/chromium
+	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/installed .venv-oldest/bin/pgbouncer .venv-oldest/bin/chromium .venv-oldest/bin/sqlite3
 	.venv-oldest/bin/python -m pip install --quiet "python-telegram-bot==22.0" "aiosqlite==0.22.1" "orjson==3.11.6" "asyncpg==0.30.0"
 	.venv-oldest/bin/pytest $(TESTS)
 
