@@ -92,18 +92,20 @@ class WorkerApplication(Application[Any, Any, Any, Any, Any, Any]):
     @property
     def bot_data(self) -> Any:
         """The ``bot_data`` of the update that is handled; or a job's, which is every job's."""
-        shared: Shared | None = getattr(self, "_shared", None)
-        unit = shared.unit() if shared is not None else None
-        return self._bot_data if unit is None or unit.bot is None else unit.bot.value
+        document = self._bot_of_update()
+        return self._bot_data if document is None else document.value
 
     @bot_data.setter
     def bot_data(self, value: Any) -> None:
-        shared: Shared | None = getattr(self, "_shared", None)
-        unit = shared.unit() if shared is not None else None
-        if unit is None or unit.bot is None:
+        if (document := self._bot_of_update()) is None:
             self._bot_data = value
         else:
-            unit.bot.value = value
+            document.value = value
+
+    def _bot_of_update(self) -> Document | None:
+        shared: Shared | None = getattr(self, "_shared", None)  # PTB sets it before there is one
+        unit = shared.unit() if shared is not None else None
+        return None if unit is None else unit.bot
 
     async def initialize(self) -> None:
         """Open the store; see `Application.initialize`.
